@@ -1,0 +1,1 @@
+"""A data-first training stack for image classification on FFCV."""

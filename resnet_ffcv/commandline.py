@@ -1,0 +1,189 @@
+"""What both commands share: arguments, help, exit codes, progress, and the JSON line at the end.
+
+The last line on standard output is one JSON document; what is for people goes to standard error.
+Exit codes: 0; 1 failure; 2 usage; 130 Ctrl-C.
+"""
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+import tempfile
+import traceback
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NoReturn, TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from resnet_ffcv import config
+from resnet_ffcv.errors import FailureError, UsageError
+
+ConfigT = TypeVar("ConfigT")
+
+console = Console(stderr=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class Arguments(Generic[ConfigT]):
+    """A parsed command line: the configuration, the file it came from, the flags given."""
+
+    config: ConfigT
+    config_file: str | None
+    flags: dict[str, str]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def parse(
+    argv: Sequence[str], command: type[ConfigT], description: str, flags: Mapping[str, str]
+) -> Arguments[ConfigT]:
+    """Reads `--config FILE`, `--section.key=value` for every key of `command`, and the named flags.
+
+    Args:
+        argv: the arguments without the program's name.
+        command: `WriteConfig` or `TrainConfig`.
+        description: what `--help` says above the keys.
+        flags: name -> help of further options that take one value, such as `verify`.
+
+    Raises:
+        UsageError: unknown key, wrong type, missing file. `--help` prints and raises SystemExit(0).
+    """
+    declared = config.declare(typing.cast(type, command))
+    parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("-h", "--help", action="store_true")
+    for name in ("config", *flags, *(".".join(path) for path in declared.entries)):
+        parser.add_argument(f"--{name}", dest=name)
+    found, unknown = parser.parse_known_args(list(argv))
+    given: dict[str, Any] = vars(found)
+    if given.pop("help", False):
+        _print_help(typing.cast(type, command), description, flags)
+        raise SystemExit(0)
+    for word in unknown:
+        if not word.startswith("--"):
+            raise UsageError(f"unexpected argument {word!r}; keys are given as --section.key=value")
+        config.check_name(word[2:].split("=")[0], declared, "command line")
+    config_file = given.pop("config", None)
+    extra = {name: given.pop(name) for name in flags if name in given}
+    layers = config.read_yaml(config_file) if config_file is not None else []
+    built = config.build(command, [*layers, ("command line", given)])
+    return Arguments(built, config_file, extra)
+
+
+def _print_help(command: type, description: str, flags: Mapping[str, str]) -> None:
+    out = Console(highlight=False)  # help was asked for: standard output
+    out.print(description.strip() + "\n", markup=False)
+    options = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    options.add_row("--config FILE", "YAML file of sections and keys, as in rn_configs/")
+    for name, text in flags.items():
+        options.add_row(f"--{name} {name.upper() if name != 'predict' else 'IMAGE'}", text)
+    options.add_row("--help", "this text")
+    out.print(options)
+    out.print(
+        "\nKeys, as section: {key: value} in the file or --section.key=value here:", markup=False
+    )
+    for section in dataclasses.fields(command):
+        section_type = typing.cast(type, section.type)
+        out.print(f"\n{section.name}: {(section_type.__doc__ or '').lower()}", style="bold")
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        for column in ({"no_wrap": True}, {"overflow": "fold"}, {}):
+            table.add_column(**column)
+        for field in dataclasses.fields(section_type):
+            table.add_row(f"  {field.name}", _plain(field.default), Text(_explain(field)))
+        out.print(table)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
+
+
+def _explain(field: "dataclasses.Field[Any]") -> str:
+    choices = [c for c in field.metadata["choices"] if c not in field.metadata["why"]]
+    why: str = field.metadata["why"]
+    return why + (f" ({', '.join(choices)})" if choices else "")
+
+
+def run_command(command: Callable[[Sequence[str]], Mapping[str, Any] | None]) -> NoReturn:
+    """Runs a command on sys.argv, prints its result as one JSON line, exits with the right code.
+
+    A KeyboardInterrupt may carry words for the user. An error nobody foresaw is one line too; its
+    traceback goes to a file that the line names.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        result = command(sys.argv[1:])
+    except UsageError as error:
+        _leave(2, f"error: {error}")
+    except FailureError as error:
+        _leave(1, f"error: {error}")
+    except KeyboardInterrupt as stop:
+        _leave(130, f"stopped. {stop}".strip())
+    except Exception as error:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="resnet-ffcv-", suffix=".txt", delete=False
+        ) as report:
+            traceback.print_exc(file=report)
+        _leave(1, f"unexpected {type(error).__name__}: {error} (traceback: {report.name})")
+    if result is not None:
+        sys.stdout.write(json.dumps(result) + "\n")
+        sys.stdout.flush()
+    raise SystemExit(0)
+
+
+def _leave(code: int, message: str) -> NoReturn:
+    console.print(message, markup=False, soft_wrap=True)
+    raise SystemExit(code)
+
+
+class _Rate(ProgressColumn):
+    """Images per second so far."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:,.0f} images/s")
+
+
+def progress() -> Progress:
+    """A bar of images, with rate and time left, on standard error where that is a terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table for people: the first column left, the others right."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

@@ -1,0 +1,474 @@
+"""Every key of both commands: its type, default, unit and reason; read once, at the edge.
+
+A section is a frozen dataclass, a key one of its fields. fastargs holds the declared sections and
+checks the values; it never sees a file, the command line or the environment, because it drops
+unknown keys, turns "False" into True and 2.9 into 2, and exits 0 on an error. Unknown keys, wrong
+types and conflicts are a `UsageError` here, with the nearest valid name.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fastargs
+import fastargs.validation
+import yaml
+
+from resnet_ffcv.errors import UsageError
+
+ConfigT = TypeVar("ConfigT")
+Values = dict[str, Any]  # "section.key" -> value, as a file or the command line gave it
+
+
+def key(
+    default: Any,
+    why: str,
+    *,
+    choices: Sequence[str] = (),
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A field of a section: default, one line of why (with the unit), and the values allowed."""
+    metadata = {"why": why, "choices": tuple(choices), "low": low, "high": high}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+# write_datasets.py ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Where the images come from"""
+
+    name: str = key(
+        "sample",
+        "sample: the 4,000 images of sample_data/; the others: see the README",
+        choices=("sample", "cifar10", "cifar100", "imagenet", "imagefolder"),
+    )
+    path: str | None = key(
+        None, "folder that holds train/ and val/ (or test/), or CIFAR's archive; null for sample"
+    )
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """Where the files go"""
+
+    folder: str | None = key(None, "folder of train.beton and val.beton; null: data/<source.name>")
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """How an image is stored"""
+
+    mode: str | None = key(
+        None,
+        "null: raw where no image is over 64 pixels a side, else jpg",
+        choices=("jpg", "raw", "smart", "proportion"),
+    )
+    max_resolution: int | None = key(
+        None, "pixels of the longer side, shrunk to where it is longer; null: as it is", low=1
+    )
+    quality: int = key(90, "JPEG quality of what is encoded; kept JPEGs stay", low=1, high=100)
+    keep_jpeg: bool = key(True, "store a source JPEG byte for byte where no resize is needed")
+    compress_probability: float = key(
+        0.5, "proportion: share of images stored as JPEG", low=0.0, high=1.0
+    )
+    smart_threshold: float = key(
+        2.0, "smart: JPEG where raw bytes over JPEG bytes is above this, else raw", low=0.0
+    )
+    apply_orientation: bool = key(
+        False, "turn images as EXIF says; ImageNet's convention ignores it"
+    )
+
+
+@dataclass(frozen=True)
+class WriterConfig:
+    """How the files are written; no choice here changes a pixel"""
+
+    workers: int | None = key(None, "encoding processes; null: one for each core allowed", low=1)
+    limit: int | None = key(None, "images of each split, drawn by writer.seed; null: all", low=1)
+    seed: int = key(0, "seed of what writer.limit and image.mode=proportion draw", low=0)
+
+
+@dataclass(frozen=True)
+class WriteConfig:
+    """All sections of write_datasets.py."""
+
+    source: SourceConfig = SourceConfig()
+    output: OutputConfig = OutputConfig()
+    image: ImageConfig = ImageConfig()
+    writer: WriterConfig = WriterConfig()
+
+
+# train.py -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images the model sees, and how"""
+
+    train: str = key("data/sample/train.beton", "file to train on")
+    val: str = key("data/sample/val.beton", "file to validate on after every epoch")
+    split: int = key(
+        0,
+        "training images held out, for validation after every epoch; data.val is then tested once, "
+        "at the end; 0: none",
+        low=0,
+    )
+    batch_size: int = key(64, "images a step, over all devices", low=1)
+    num_workers: int | None = key(None, "decoding threads; null: one for each core allowed", low=1)
+    resolution: int = key(32, "pixels a side of what the model sees", low=1)
+    crop: str = key(
+        "pad",
+        "training window: random_resized (Inception's), pad (data.padding on each side, then a "
+        "random window), center",
+        choices=("random_resized", "pad", "center"),
+    )
+    padding: int = key(4, "crop=pad: pixels added on each side, black", low=0)
+    min_area: float = key(
+        0.08, "crop=random_resized: least share of the image's area", low=0.0, high=1.0
+    )
+    center_ratio: float = key(
+        1.0,
+        "centre window's side over the image's short side (ImageNet: 0.875)",
+        low=0.01,
+        high=1.0,
+    )
+    flip: bool = key(True, "mirror each training image with probability 1/2")
+    normalize: str = key(
+        "mean_std",
+        "what is taken off the pixels; from the training file's manifest. pixel_mean: one mean for "
+        "each place, for images of one size",
+        choices=("mean_std", "mean", "pixel_mean"),
+    )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network"""
+
+    name: str = key("resnet20", "resnet18 34 50 101 152, resnet20 32 44 56 110 (6n+2) or timm/NAME")
+    shortcut: str | None = key(
+        None,
+        "where the size changes: A zero channels, B projection, C projections everywhere; null: A "
+        "for 6n+2, else B",
+        choices=("A", "B", "C"),
+    )
+    stride_in: str | None = key(
+        None,
+        "bottleneck's stride: 1x1 (the paper) or 3x3 (torchvision); null: 3x3",
+        choices=("1x1", "3x3"),
+    )
+    zero_init: bool = key(False, "start each block's last BatchNorm at 0; the paper does not")
+    weights: str | None = key(
+        None, "file to start from: our checkpoint, a state dict (.pt, .pth) or .safetensors"
+    )
+    pretrained_head: str = key(
+        "keep", "with model.weights: keep their classifier, or a new one", choices=("keep", "new")
+    )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The optimisation"""
+
+    epochs: int | None = key(20, "length in epochs; or give training.iterations", low=1)
+    iterations: int | None = key(None, "length in steps; may end inside an epoch", low=1)
+    seed: int = key(0, "seed of weights, order and split", low=0)
+    optimizer: str = key("sgd", "sgd or adamw", choices=("sgd", "adamw"))
+    momentum: float = key(0.9, "sgd: momentum; adamw: beta1", low=0.0, high=1.0)
+    nesterov: bool = key(False, "sgd: Nesterov's momentum")
+    weight_decay: float = key(1e-4, "L2 for sgd, decoupled for adamw", low=0.0)
+    decay_all: bool = key(True, "decay norms and biases too (the paper)")
+    label_smoothing: float = key(
+        0.0, "share of the target spread over all classes", low=0.0, high=1.0
+    )
+    precision: str = key(
+        "bf16",
+        "autocast type; fp16 (with loss scaling) needs CUDA",
+        choices=("bf16", "fp16", "fp32"),
+    )
+    compile: bool = key(False, "torch.compile the model; pays in long runs")
+    device: str = key("auto", "auto: cuda where there is one", choices=("auto", "cpu", "cuda"))
+    early_stop: int = key(
+        0, "end after this many epochs without a lower validation loss; 0: never", low=0
+    )
+
+
+@dataclass(frozen=True)
+class LearningRateConfig:
+    """The learning rate; milestones: fractions of the run, whole epochs if that is in epochs"""
+
+    schedule: str = key(
+        "triangular",
+        "step, multistep, plateau, cosine, triangular (up to lr.peak_at, then down) or constant",
+        choices=("constant", "step", "multistep", "plateau", "cosine", "triangular"),
+    )
+    base: float = key(0.2, "highest rate, for the batch size given", low=0.0)
+    final: float = key(0.0, "cosine, triangular: rate at the end", low=0.0)
+    gamma: float = key(0.1, "step, multistep, plateau: factor at each drop", low=0.0, high=1.0)
+    milestones: tuple[float, ...] = key((0.5, 0.75), "multistep: where it drops", low=0.0, high=1.0)
+    step_size: float = key(0.333333, "step: from drop to drop", low=0.0, high=1.0)
+    peak_at: float = key(0.25, "triangular: where lr.base is reached", low=0.0, high=1.0)
+    patience: int = key(5, "plateau: epochs without a lower validation loss before a drop", low=0)
+    threshold: float = key(
+        1e-4, "plateau: a loss counts as lower when it is so by this share", low=0.0, high=1.0
+    )
+    warmup: int = key(0, "steps before the schedule counts in full", low=0)
+    warmup_shape: str = key(
+        "linear", "linear from lr.warmup_start, or constant at it", choices=("linear", "constant")
+    )
+    warmup_start: float = key(0.0, "rate of the first step of the warm-up", low=0.0)
+
+
+@dataclass(frozen=True)
+class TestConfig:
+    """How the model is tested"""
+
+    protocol: str = key("center", "center: one view, the centre window", choices=("center",))
+    batch_size: int = key(250, "images a step", low=1)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run's folder"""
+
+    folder: str | None = key(None, "made new; null: runs/<model>-<time>")
+    resume: str | None = key(
+        None, "folder of a run that was stopped; goes on with that run's own configuration"
+    )
+    eval_only: bool = key(False, "test model.weights on data.val, train nothing")
+    checkpoint_every: int = key(1, "epochs between checkpoints; the last is always kept", low=1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All sections of train.py."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    lr: LearningRateConfig = LearningRateConfig()
+    test: TestConfig = TestConfig()
+    run: RunConfig = RunConfig()
+
+
+# Two ways to say one thing: the later of defaults, base, file, command line is meant.
+ALTERNATIVES = (("training.epochs", "training.iterations"),)
+
+
+class StrictChecker(fastargs.validation.Checker):  # type: ignore[misc]  # fastargs has no types
+    """Checks one value of one field, a string from the command line or what YAML made of it.
+
+    `check` returns the value in the field's type or raises ValueError; `help` says what is allowed.
+    """
+
+    NAMES: typing.ClassVar = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        tuple: "numbers, with commas between",
+    }
+
+    def __init__(self, field: "dataclasses.Field[Any]") -> None:
+        kinds = [k for k in typing.get_args(field.type) if k is not types.NoneType]
+        self.optional = isinstance(field.type, types.UnionType)
+        declared = kinds[0] if self.optional else field.type
+        self.kind: type = typing.get_origin(declared) or typing.cast(type, declared)
+        self.choices, self.low, self.high = (field.metadata[n] for n in ("choices", "low", "high"))
+
+    def check(self, value: Any) -> Any:
+        if self.optional and value == "null":
+            return None
+        if self.kind is tuple:
+            items = value.split(",") if isinstance(value, str) else value
+            if not isinstance(items, list | tuple):
+                raise ValueError
+            return tuple(self._in_range(self._number(item, float)) for item in items)
+        if self.kind is str:
+            if not isinstance(value, str) or (self.choices and value not in self.choices):
+                raise ValueError
+            return value
+        if self.kind is bool:
+            return self._boolean(value)
+        return self._in_range(self._number(value, self.kind))
+
+    @staticmethod
+    def _boolean(value: Any) -> bool:
+        if isinstance(value, bool):
+            return value
+        return {"true": True, "false": False}[str(value).lower()]
+
+    @staticmethod
+    def _number(value: Any, kind: type) -> Any:
+        # YAML gives 5e-5 as a string, and True as a bool, which is an int to Python.
+        if isinstance(value, bool) or (kind is int and isinstance(value, float)):
+            raise ValueError
+        return kind(value)
+
+    def _in_range(self, value: Any) -> Any:
+        # Written so that NaN fails.
+        if self.low is not None and not value >= self.low:
+            raise ValueError
+        if self.high is not None and not value <= self.high:
+            raise ValueError
+        if not math.isfinite(value):
+            raise ValueError
+        return value
+
+    def help(self) -> str:
+        if self.choices:
+            text = "one of " + ", ".join(self.choices)
+        else:
+            text = self.NAMES[self.kind]
+            if self.low is not None and self.high is not None:
+                text += f" from {self.low:g} to {self.high:g}"
+            elif self.low is not None:
+                text += f" of at least {self.low:g}"
+        return text + (" or null" if self.optional else "")
+
+
+def declare(command: type) -> fastargs.Config:
+    """The fastargs sections of `command` (WriteConfig or TrainConfig), from its dataclasses."""
+    declared = fastargs.Config()
+    for section in dataclasses.fields(command):
+        section_type = typing.cast(type, section.type)
+        fastargs.Section(section.name, section_type.__doc__, declared).params(
+            **{
+                field.name: fastargs.Param(
+                    StrictChecker(field),
+                    field.metadata["why"],
+                    default="null" if field.default is None else field.default,
+                )
+                for field in dataclasses.fields(section_type)
+            }
+        )
+    return declared
+
+
+def build(command: type[ConfigT], layers: Sequence[tuple[str, Values]]) -> ConfigT:
+    """Merges layers, the later over the earlier, and checks every value.
+
+    Args:
+        command: `WriteConfig` or `TrainConfig`.
+        layers: (where it comes from, {"section.key": value}), lowest first; defaults lie below all.
+
+    Raises:
+        UsageError: an unknown key or a value of the wrong type, with the layer that gave it.
+    """
+    declared = declare(command)
+    values: Values = {}
+    origin: dict[str, str] = {}
+    for place, layer in layers:
+        for name in layer:
+            check_name(name, declared, place)
+        for pair in ALTERNATIVES:
+            given = [name for name in pair if layer.get(name) is not None]
+            if len(given) == 2:
+                raise UsageError(f"{place}: give {pair[0]} or {pair[1]}, not both")
+            values.update(dict.fromkeys(pair, "null") if given else {})
+        # fastargs takes None for "not given".
+        values.update({name: "null" if v is None else v for name, v in layer.items()})
+        origin.update(dict.fromkeys(layer, place))
+    # Not declared.collect(values): that would split and rebuild the names and swallow every error.
+    declared.content = {tuple(name.split(".")): value for name, value in values.items()}
+    for path in declared.validate(mode="errordict"):
+        name = ".".join(path)
+        wanted = declared.entries[path].checker.help()
+        raise UsageError(f"{origin.get(name, 'default')}: {name}={values[name]!r} is not {wanted}")
+    sections = {
+        section.name: typing.cast(type, section.type)(
+            **{path[1]: declared[path] for path in declared.sections_to_entries[(section.name,)]}
+        )
+        for section in dataclasses.fields(typing.cast(Any, command))
+    }
+    return command(**sections)
+
+
+def check_name(name: str, declared: fastargs.Config, place: str) -> None:
+    """Raises UsageError with the nearest valid name if `name` ("section.key") is not declared."""
+    names = [".".join(path) for path in declared.entries]
+    if name in names:
+        return
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if not near:  # right key, wrong or no section
+        near = [n for n in names if n.split(".")[1] == name.split(".")[-1]][:1]
+    hint = f"; did you mean {near[0]}?" if near else "; --help lists all keys"
+    raise UsageError(f"{place}: unknown key {name}{hint}")
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice; YAML says so, PyYAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = [self.construct_object(k, deep=True) for k, _ in node.value]
+        for name in seen:
+            if seen.count(name) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{name} is given twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str | Path, *, is_base: bool = False) -> list[tuple[str, Values]]:
+    """Layers of a configuration file: first that of its `base: FILE`, if any, then its own.
+
+    Raises:
+        UsageError: no such file, not YAML, not sections of keys, or a base that names a base.
+    """
+    path = Path(path)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        near = difflib.get_close_matches(path.name, _siblings(path), n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise UsageError(f"configuration file {path}: {reason}{hint}") from error
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where else ""
+        raise UsageError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: wants sections with keys, as in rn_configs/")
+    base = content.pop("base", None)
+    if base is not None and (is_base or not isinstance(base, str)):
+        raise UsageError(f"{path}: base names one file, which may name no base itself")
+    layers = read_yaml(path.parent / base, is_base=True) if base else []
+    return [*layers, (str(path), _flatten(content, path))]
+
+
+def _siblings(path: Path) -> list[str]:
+    return [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+
+
+def _flatten(content: Mapping[Any, Any], path: Path) -> Values:
+    values: Values = {}
+    for section, keys in content.items():
+        if not isinstance(keys, dict):
+            raise UsageError(
+                f"{path}: {section} is not a section of keys (section:, then key: value below it)"
+            )
+        values.update({f"{section}.{name}": value for name, value in keys.items()})
+    return values
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """{section: {key: value}} of a configuration, as `read_yaml` takes it; tuples as lists."""
+    plain = dataclasses.asdict(config)
+    return {
+        section: {k: list(v) if isinstance(v, tuple) else v for k, v in keys.items()}
+        for section, keys in plain.items()
+    }
+
+
+def to_yaml(config: Any) -> str:
+    """The configuration as a YAML file that gives it again."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
