@@ -7,9 +7,12 @@ Exit codes: 0; 1 failure; 2 usage; 130 Ctrl-C.
 import argparse
 import dataclasses
 import json
+import os
 import signal
 import sys
 import tempfile
+import threading
+import time
 import traceback
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -35,15 +38,17 @@ from resnet_ffcv.errors import FailureError, UsageError
 
 ConfigT = TypeVar("ConfigT")
 
+SECONDS_TO_STOP = 1.5
+
 console = Console(stderr=True, highlight=False)
 
 
 @dataclass(frozen=True)
 class Arguments(Generic[ConfigT]):
-    """A parsed command line: the configuration, the file it came from, the flags given."""
+    """A parsed command line: the whole configuration, the keys that were set, the flags."""
 
     config: ConfigT
-    config_file: str | None
+    given: dict[str, Any]  # what files and command line set, by "section.key"
     flags: dict[str, str]
 
 
@@ -83,8 +88,9 @@ def parse(
     config_file = given.pop("config", None)
     extra = {name: given.pop(name) for name in flags if name in given}
     layers = config.read_yaml(config_file) if config_file is not None else []
-    built = config.build(command, [*layers, ("command line", given)])
-    return Arguments(built, config_file, extra)
+    layers.append(("command line", given))
+    built = config.build(command, layers)
+    return Arguments(built, {k: v for _, layer in layers for k, v in layer.items()}, extra)
 
 
 def _print_help(command: type, description: str, flags: Mapping[str, str]) -> None:
@@ -127,18 +133,18 @@ def _explain(field: "dataclasses.Field[Any]") -> str:
 def run_command(command: Callable[[Sequence[str]], Mapping[str, Any] | None]) -> NoReturn:
     """Runs a command on sys.argv, prints its result as one JSON line, exits with the right code.
 
-    A KeyboardInterrupt may carry words for the user. An error nobody foresaw is one line too; its
-    traceback goes to a file that the line names.
+    An error nobody foresaw is one line too; its traceback goes to a file that the line names.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    _watch_interrupts()
     try:
         result = command(sys.argv[1:])
     except UsageError as error:
         _leave(2, f"error: {error}")
     except FailureError as error:
         _leave(1, f"error: {error}")
-    except KeyboardInterrupt as stop:
-        _leave(130, f"stopped. {stop}".strip())
+    except KeyboardInterrupt:
+        _leave_interrupted()
     except Exception as error:
         with tempfile.NamedTemporaryFile(
             "w", prefix="resnet-ffcv-", suffix=".txt", delete=False
@@ -149,6 +155,41 @@ def run_command(command: Callable[[Sequence[str]], Mapping[str, Any] | None]) ->
         sys.stdout.write(json.dumps(result) + "\n")
         sys.stdout.flush()
     raise SystemExit(0)
+
+
+def say_when_stopped(words: Callable[[], str]) -> None:
+    """After Ctrl-C the user is told `words()`, such as where the last checkpoint is."""
+    global _words_when_stopped
+    _words_when_stopped = words
+
+
+_words_when_stopped: Callable[[], str] = lambda: ""  # noqa: E731
+
+
+def _watch_interrupts() -> None:
+    """Ends the process SECONDS_TO_STOP after Ctrl-C, even if Python does not get to run.
+
+    Python's own handler waits for the call it is in, and one backward pass may take a minute; a
+    file descriptor that the signal writes to wakes a thread at once.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while signal.SIGINT not in os.read(reading, 1):
+            continue
+        time.sleep(SECONDS_TO_STOP)
+        _leave_interrupted()
+
+    threading.Thread(target=watch, name="interrupts", daemon=True).start()
+
+
+def _leave_interrupted() -> NoReturn:
+    console.print(f"stopped. {_words_when_stopped()}".rstrip(), markup=False, soft_wrap=True)
+    sys.stdout.flush()
+    # Not sys.exit: a decoding thread that is still running can abort the process at exit.
+    os._exit(130)
 
 
 def _leave(code: int, message: str) -> NoReturn:

@@ -144,9 +144,9 @@ class DataConfig:
     flip: bool = key(True, "mirror each training image with probability 1/2")
     normalize: str = key(
         "mean_std",
-        "what is taken off the pixels; from the training file's manifest. pixel_mean: one mean for "
-        "each place, for images of one size",
-        choices=("mean_std", "mean", "pixel_mean"),
+        "mean_std, mean and pixel_mean (a mean for each place, for images of one size) are the "
+        "training file's own; imagenet: torchvision's and timm's constants",
+        choices=("mean_std", "mean", "pixel_mean", "imagenet"),
     )
 
 

@@ -1,0 +1,258 @@
+"""A recipe -> its Loaders, for training and testing, and what turns their batches into inputs."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from resnet_ffcv import loader as ffcv
+from resnet_ffcv.config import DataConfig
+from resnet_ffcv.errors import FailureError, UsageError
+from resnet_ffcv.loader import Loader
+from resnet_ffcv.manifest import Manifest, read_manifest
+
+# torchvision's and timm's convention for ImageNet, of pixels from 0 to 1.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+BATCHES_AHEAD = 3  # FFCV's default
+
+
+class Normalize(nn.Module):
+    """uint8 images (n, height, width, 3) -> float32 inputs (n, 3, height, width), channels-last.
+
+    Buffers `mean` and `std`, of pixels from 0 to 1: (3, 1, 1), or (3, height, width) where each
+    place has a mean of its own.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+
+    def pixels(self, inputs: Tensor) -> Tensor:
+        """The images (n, height, width, 3), float from 0 to 1, that gave `inputs`."""
+        return (inputs * self.std + self.mean).permute(0, 2, 3, 1).clamp(0, 1)
+
+
+@dataclass
+class Data:
+    """What a training run reads. `test` is None where `val` is the test set itself."""
+
+    train: Loader
+    val: Loader
+    test: Loader | None
+    normalize: Normalize
+    classes: list[str]
+    fingerprint: str  # sha256 of the training file: a run goes on with the file it began with
+
+
+@dataclass(frozen=True)
+class File:
+    path: str
+    manifest: Manifest
+
+    @property
+    def constant_size(self) -> tuple[int, int] | None:
+        """(height, width) where all images have one size."""
+        height, width = self.manifest.height, self.manifest.width
+        if height[0] == height[2] and width[0] == width[2]:
+            return height[0], width[0]
+        return None
+
+
+def load_data(config: DataConfig, seed: int, test_batch_size: int, device: torch.device) -> Data:
+    """Opens the files of a recipe.
+
+    Raises:
+        UsageError: a key that does not fit the file, such as a size that crop=pad cannot give.
+        FailureError: a file that is missing, or files with different classes.
+    """
+    train_file, test_file = open_file(config.train, "data.train"), open_file(config.val, "data.val")
+    if train_file.manifest.classes != test_file.manifest.classes:
+        raise FailureError(f"{config.train} and {config.val} have different classes")
+    learn, held_out = split_indices(train_file.manifest.samples, config.split, seed)
+    if config.split:
+        val = _test_loader(train_file, config, test_batch_size, device, indices=held_out)
+        test = _test_loader(test_file, config, test_batch_size, device)
+    else:
+        val, test = _test_loader(test_file, config, test_batch_size, device), None
+    return Data(
+        train=_training_loader(train_file, config, device, indices=learn, seed=seed),
+        val=val,
+        test=test,
+        normalize=build_normalize(config).to(device),
+        classes=train_file.manifest.classes,
+        fingerprint=train_file.manifest.sha256,
+    )
+
+
+def load_test_data(
+    config: DataConfig, batch_size: int, device: torch.device
+) -> tuple[Loader, list[str]]:
+    """(Loader, class names) of data.val alone, for evaluation without training."""
+    file = open_file(config.val, "data.val")
+    return _test_loader(file, config, batch_size, device), file.manifest.classes
+
+
+def open_file(path: str, key: str) -> File:
+    """A .beton with its manifest; FailureError that says how to write it where it is missing."""
+    if not Path(path).is_file():
+        raise FailureError(
+            f"no file {path} ({key}): `python write_datasets.py` writes the sample; with "
+            "--source.name and --source.path it writes your own images"
+        )
+    return File(path, read_manifest(Path(path)))
+
+
+def split_indices(samples: int, held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(indices to learn from, indices held out): sorted, uint64; the same for the same seed."""
+    if held_out >= samples:
+        raise UsageError(f"data.split={held_out} leaves none of the {samples} training images")
+    order = np.random.default_rng(seed).permutation(samples).astype(np.uint64)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def build_normalize(config: DataConfig) -> Normalize:
+    """The normalisation that `data.normalize` names; of data.train's pixels unless constant."""
+    if config.normalize == "imagenet":
+        return Normalize(_per_channel(IMAGENET_MEAN), _per_channel(IMAGENET_STD))
+    manifest = open_file(config.train, "data.train").manifest
+    if manifest.mean is None or manifest.std is None:
+        raise FailureError(f"{config.train} was written for validation: its manifest has no mean")
+    mean, std = _per_channel(manifest.mean), _per_channel(manifest.std)
+    if config.normalize == "pixel_mean":
+        mean = _pixel_mean(config, manifest)
+    return Normalize(mean, std if config.normalize == "mean_std" else torch.ones_like(std))
+
+
+def _per_channel(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
+
+
+def _pixel_mean(config: DataConfig, manifest: Manifest) -> Tensor:
+    if manifest.pixel_mean is None:
+        raise UsageError("data.normalize=pixel_mean wants training images of one size")
+    mean = torch.from_numpy(np.load(Path(config.train).parent / manifest.pixel_mean))
+    if mean.shape[:2] != (config.resolution, config.resolution):
+        raise UsageError(
+            f"data.normalize=pixel_mean: the training images have {mean.shape[1]} x "
+            f"{mean.shape[0]} pixels, data.resolution is {config.resolution}"
+        )
+    return mean.permute(2, 0, 1).contiguous()
+
+
+def _training_loader(
+    file: File, config: DataConfig, device: torch.device, *, indices: np.ndarray, seed: int
+) -> Loader:
+    size = (config.resolution, config.resolution)
+    operations: list[Any]
+    if config.crop == "random_resized":
+        operations = [ffcv.RandomResizedCropRGBImageDecoder(size, scale=(config.min_area, 1.0))]
+    elif config.crop == "center":
+        operations = [ffcv.CenterCropRGBImageDecoder(size, config.center_ratio)]
+    else:
+        if file.constant_size != size:
+            raise UsageError(
+                f"data.crop=pad wants images of {size[0]} x {size[0]} pixels (data.resolution), "
+                f"{file.path} has others; try data.crop=random_resized"
+            )
+        operations = [ffcv.SimpleRGBImageDecoder()]
+        # FFCV's Translate pads and crops; by 0 it would be a copy.
+        operations += [ffcv.RandomTranslate(config.padding)] if config.padding else []
+    if config.flip:
+        operations.append(ffcv.RandomHorizontalFlip())
+    return _loader(
+        file, config, device, operations, config.batch_size,
+        order=ffcv.OrderOption.RANDOM, indices=indices, seed=seed,
+    )  # fmt: skip
+
+
+def _test_loader(
+    file: File,
+    config: DataConfig,
+    batch_size: int,
+    device: torch.device,
+    *,
+    indices: np.ndarray | None = None,
+) -> Loader:
+    size = (config.resolution, config.resolution)
+    whole = file.constant_size == size and config.center_ratio == 1
+    decoder = (
+        ffcv.SimpleRGBImageDecoder()
+        if whole
+        else ffcv.CenterCropRGBImageDecoder(size, config.center_ratio)
+    )
+    return _loader(
+        file, config, device, [decoder], batch_size,
+        order=ffcv.OrderOption.SEQUENTIAL, indices=indices, seed=0,
+    )  # fmt: skip
+
+
+def _loader(
+    file: File,
+    config: DataConfig,
+    device: torch.device,
+    image_operations: list[Any],
+    batch_size: int,
+    **options: Any,
+) -> Loader:
+    samples = file.manifest.samples if options["indices"] is None else len(options["indices"])
+    batch_size = min(batch_size, samples)
+    _check_memory(file, batch_size)
+    # On the CPU a batch is a view of FFCV's buffer, valid until the next one; Normalize copies it.
+    move = [] if device.type == "cpu" else [ffcv.ToDevice(device, non_blocking=True)]
+    return Loader(
+        file.path,
+        batch_size,
+        num_workers=config.num_workers or len(os.sched_getaffinity(0)),
+        pipelines={
+            "image": [*image_operations, ffcv.ToTensor(), *move],
+            "label": [ffcv.IntDecoder(), ffcv.ToTensor(), ffcv.Squeeze(1), *move],
+        },
+        drop_last=False,  # every sample once an epoch
+        batches_ahead=BATCHES_AHEAD,
+        **options,
+    )
+
+
+def _check_memory(file: File, batch_size: int) -> None:
+    """FFCV's cropping decoders hold the largest image once for each place in each batch ahead."""
+    width, height = file.manifest.width[2], file.manifest.height[2]
+    wanted = width * height * 3 * batch_size * (BATCHES_AHEAD + 2)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if wanted > memory:
+        raise FailureError(
+            f"the largest image of {file.path} has {width} x {height} pixels; FFCV's decoder would "
+            f"take {wanted / 2**30:,.0f} GiB for it at batch size {batch_size}, and there are "
+            f"{memory / 2**30:,.0f}; write the file with --image.max_resolution=500"
+        )
+
+
+def read_picture(path: Path, resolution: int, center_ratio: float) -> np.ndarray:
+    """A picture as a test Loader gives it: uint8 (resolution, resolution, 3), its centre window.
+
+    Raises:
+        FailureError: no such file, or no picture.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except (OSError, ValueError) as error:
+        raise FailureError(f"picture {path} cannot be read: {error}") from error
+    width, height = image.size
+    side = max(1, int(center_ratio * min(width, height)))
+    left, top = (width - side) // 2, (height - side) // 2
+    window = (left, top, left + side, top + side)
+    return np.asarray(image.resize((resolution, resolution), Image.Resampling.BOX, box=window))

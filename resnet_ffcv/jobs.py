@@ -1,0 +1,292 @@
+"""What train.py does: train, go on with a run, evaluate, name the classes of a picture."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from timm.data import ImageNetInfo
+from torch import nn
+
+from resnet_ffcv import commandline, testing
+from resnet_ffcv import config as configuration
+from resnet_ffcv.commandline import console, show_table
+from resnet_ffcv.config import TrainConfig, TrainingConfig
+from resnet_ffcv.data import (
+    Data,
+    Normalize,
+    build_normalize,
+    load_data,
+    load_test_data,
+    open_file,
+    read_picture,
+)
+from resnet_ffcv.errors import FailureError, UsageError
+from resnet_ffcv.models import build_model, load_weights
+from resnet_ffcv.runs import Record, Run
+from resnet_ffcv.testing import Counts
+from resnet_ffcv.training import Display, Trainer, seed_generators
+
+Given = dict[str, Any]  # the keys that a file or the command line set
+
+# What a run may be resumed with without becoming another run.
+RESUME_MAY_CHANGE = (
+    "run.resume",
+    "run.checkpoint_every",
+    "data.train",
+    "data.val",
+    "data.num_workers",
+    "training.device",
+)
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """A new run of the recipe."""
+    device = pick_device(config.training)
+    trainer_parts = _prepare(config, device)
+    run = Run.create(config, device)
+    return _train(config, run, None, device, *trainer_parts)
+
+
+def resume(folder: str, given: Given) -> dict[str, Any]:
+    """Goes on with the run in `folder`, with the configuration that it has there."""
+    file = Path(folder) / "config.yaml"
+    if not file.exists():
+        raise UsageError(f"run.resume={folder}: no run there (it has no config.yaml)")
+    changed = [name for name in given if name not in RESUME_MAY_CHANGE]
+    if changed:
+        raise UsageError(
+            f"run.resume goes on with the run's own configuration; {changed[0]} cannot change"
+        )
+    layers = [*configuration.read_yaml(file), ("command line", given)]
+    config = configuration.build(TrainConfig, layers)
+    device = pick_device(config.training)
+    trainer_parts = _prepare(config, device)
+    run, checkpoint = Run.reopen(Path(folder))
+    return _train(config, run, checkpoint, device, *trainer_parts)
+
+
+def _prepare(config: TrainConfig, device: torch.device) -> tuple[Data, nn.Module]:
+    seed_generators(config.training.seed)
+    data = load_data(config.data, config.training.seed, config.test.batch_size, device)
+    model = _build(config, len(data.classes), device)
+    return data, model
+
+
+def _build(config: TrainConfig, num_classes: int, device: torch.device) -> nn.Module:
+    chosen = config.model
+    model = build_model(
+        chosen.name,
+        num_classes,
+        shortcut=chosen.shortcut,
+        stride_in=chosen.stride_in,
+        zero_init=chosen.zero_init,
+    )
+    if chosen.weights is not None:
+        load_weights(model, chosen.weights, head=chosen.pretrained_head)
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def pick_device(config: TrainingConfig) -> torch.device:
+    """The device that `training.device` and `training.precision` ask for, if it is there."""
+    cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not cuda:
+        raise FailureError("training.device=cuda, but PyTorch finds no CUDA device here")
+    device = torch.device("cuda" if cuda and config.device != "cpu" else "cpu")
+    if config.precision == "fp16" and device.type == "cpu":
+        raise UsageError("training.precision=fp16 needs CUDA; on a CPU take bf16 or fp32")
+    return device
+
+
+def _train(
+    config: TrainConfig,
+    run: Run,
+    checkpoint: dict[str, Any] | None,
+    device: torch.device,
+    data: Data,
+    model: nn.Module,
+) -> dict[str, Any]:
+    commandline.say_when_stopped(lambda: _how_to_go_on(run))
+    with commandline.progress() as progress:
+        trainer = Trainer(config, model, data, run, device, _Bar(progress))
+        if checkpoint:
+            trainer.load_state_dict(checkpoint)
+        _announce(trainer)
+        tested = trainer.train()
+        if data.test:
+            tested = trainer.test(data.test, "test")
+    train_seconds, wait_seconds = run.total("train_seconds"), run.total("wait_seconds")
+    result = {
+        **_accuracy(tested),
+        "protocol": config.test.protocol,
+        "epochs": trainer.step / trainer.steps_per_epoch,
+        "images_per_s": run.total("images") / train_seconds,
+        "run": str(run.folder),
+    }
+    run.finish(result)
+    _show_result(
+        f"{config.model.name} in {run.folder}",
+        model,
+        result,
+        {
+            "waiting for data": f"{wait_seconds / train_seconds:.1%}",
+            "minutes": f"{run.total('seconds') / 60:.1f}",
+        },
+    )
+    return result
+
+
+def evaluate(config: TrainConfig, given: Given) -> dict[str, Any]:
+    """Tests model.weights on data.val; trains nothing and writes nothing."""
+    device = pick_device(config.training)
+    weights = _weights(config)
+    config = adopt_checkpoint(config, given, weights)
+    loader, classes = load_test_data(config.data, config.test.batch_size, device)
+    if weights.get("classes", classes) != classes:
+        raise FailureError(f"{config.model.weights} and {config.data.val} have different classes")
+    model = _build(config, len(classes), device)
+    normalize = _normalize(config, weights).to(device)
+    precision = config.training.precision
+    with commandline.progress() as progress:
+        bar = _Bar(progress)
+        bar.begin("test", len(loader.indices))
+        began = time.perf_counter()
+        counts = testing.evaluate(model, loader, normalize, device, precision, bar.advance)
+        seconds = time.perf_counter() - began
+    result = {
+        **_accuracy(counts),
+        "protocol": config.test.protocol,
+        "epochs": None,
+        "images_per_s": counts.seen / seconds,
+        "run": None,
+    }
+    _show_result(f"{config.model.weights} on {config.data.val}", model, result, {})
+    return result
+
+
+def predict(config: TrainConfig, given: Given, picture: str) -> dict[str, Any]:
+    """The five likeliest classes of one picture, by name."""
+    device = pick_device(config.training)
+    weights = _weights(config)
+    config = adopt_checkpoint(config, given, weights)
+    classes = weights.get("classes") or _classes_of_foreign_weights(config, given)
+    model = _build(config, len(classes), device).eval()
+    pixels = read_picture(Path(picture), config.data.resolution, config.data.center_ratio)
+    normalize = _normalize(config, weights)
+    with torch.inference_mode():
+        inputs = normalize(torch.from_numpy(pixels)[None]).to(device)
+        likely = model(inputs).float().softmax(1)[0].topk(min(5, len(classes)))
+    names = [readable_name(classes[place]) for place in likely.indices.tolist()]
+    probabilities = likely.values.tolist()
+    rows = [(name, f"{p:.1%}") for name, p in zip(names, probabilities, strict=True)]
+    show_table(picture, ("class", "probability"), rows)
+    return {"image": picture, "classes": names, "probabilities": probabilities}
+
+
+def _weights(config: TrainConfig) -> dict[str, Any]:
+    if config.model.weights is None:
+        raise UsageError("give the weights to test: --model.weights=FILE")
+    return read_weights(config.model.weights)
+
+
+def adopt_checkpoint(config: TrainConfig, given: Given, weights: dict[str, Any]) -> TrainConfig:
+    """The configuration with what a checkpoint of ours records, where no key was given for it.
+
+    Weights from elsewhere record nothing: there torchvision's convention stands for what was not
+    given (its mean and standard deviation, the centre 224 of 256 pixels).
+    """
+    if "spec" in weights:
+        spec = {name: weights["spec"][name] for name in ("name", "shortcut", "stride_in")}
+        found = {"model": spec, "data": weights.get("view", {})}
+    else:
+        view = {"normalize": "imagenet", "resolution": 224, "center_ratio": 0.875}
+        found = {"data": view}
+    for section, values in found.items():
+        free = {name: v for name, v in values.items() if f"{section}.{name}" not in given}
+        config = replace(config, **{section: replace(getattr(config, section), **free)})
+    return config
+
+
+def _normalize(config: TrainConfig, weights: dict[str, Any]) -> Normalize:
+    if "normalize" in weights:
+        return Normalize(**weights["normalize"])
+    return build_normalize(config.data)
+
+
+def _classes_of_foreign_weights(config: TrainConfig, given: Given) -> list[str]:
+    if "data.val" in given:
+        return open_file(config.data.val, "data.val").manifest.classes
+    return list(ImageNetInfo().label_names())
+
+
+def readable_name(name: str) -> str:
+    """ImageNet's WordNet ids as words, such as n01440764 as tench; any other name as it is."""
+    info = ImageNetInfo()
+    return str(info.label_name_to_description(name)) if info.has_label(name) else name
+
+
+def _accuracy(counts: Counts) -> dict[str, Any]:
+    return {
+        "top1": counts.top1,
+        "top5": counts.top5,
+        "loss": counts.loss,
+        "images": counts.seen,
+    }
+
+
+def _announce(trainer: Trainer) -> None:
+    config, data = trainer.config, trainer.data
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    console.print(
+        f"{config.model.name}, {parameters:,} parameters, on {trainer.device}; "
+        f"{len(data.train.indices):,} images to learn from, {len(data.val.indices):,} to validate; "
+        f"steps {trainer.step:,} to {trainer.total_steps:,}; {trainer.run.folder}\n"
+        "compiling FFCV's pipelines: the first batch takes some seconds",
+        soft_wrap=True,
+    )
+
+
+def _how_to_go_on(run: Run) -> str:
+    checkpoint = run.last_checkpoint or "none yet"
+    return f"Last checkpoint: {checkpoint}; go on with --run.resume={run.folder}"
+
+
+def _show_result(title: str, model: nn.Module, result: Given, more: dict[str, str]) -> None:
+    facts = {
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "epochs": "-" if result["epochs"] is None else f"{result['epochs']:g}",
+        "top-1": f"{result['top1']:.2f} %",
+        "top-5": "-" if result["top5"] is None else f"{result['top5']:.2f} %",
+        "test": f"{result['protocol']}, {result['images']:,} images",
+        "images/s": f"{result['images_per_s']:,.0f}",
+        **more,
+    }
+    show_table(title, list(facts), [list(facts.values())])
+
+
+class _Bar(Display):
+    """The loop's display for people: a bar for each pass, a line for each epoch."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.task = progress.add_task("", total=None, note="")
+
+    def begin(self, what: str, images: int) -> None:
+        self.progress.reset(self.task, total=images, description=what)
+
+    def advance(self, images: int) -> None:
+        self.progress.advance(self.task, images)
+
+    def look(self, counts: Counts) -> None:
+        self.progress.update(self.task, note=f"loss {counts.loss:.3f}, top-1 {counts.top1:.1f} %")
+
+    def end(self, record: Record) -> None:
+        console.print(
+            f"epoch {record['epoch']:3d}  "
+            f"training loss {record['train_loss']:.3f}, top-1 {record['train_top1']:5.2f} %  "
+            f"validation loss {record['val_loss']:.3f}, top-1 {record['val_top1']:5.2f} %  "
+            f"{record['images_per_s']:,.0f} images/s, "
+            f"{record['wait_seconds'] / record['train_seconds']:.0%} waiting"
+        )

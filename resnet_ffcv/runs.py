@@ -1,0 +1,235 @@
+"""The folder of a run: configuration, environment, log, checkpoints and pictures."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+from resnet_ffcv import config as configuration
+from resnet_ffcv.config import TrainConfig
+from resnet_ffcv.errors import FailureError, UsageError
+
+Record = dict[str, Any]  # one epoch's figures, a line of log.jsonl
+
+PACKAGES = ("resnet-ffcv", "torch", "torchvision", "ffcv", "numba", "numpy", "timm")
+SECONDS_BETWEEN_CURVES = 30.0
+
+
+class Run:
+    """A run's folder. `create` makes a new one, `reopen` one of a run that was stopped."""
+
+    def __init__(self, folder: Path, records: Sequence[Record]) -> None:
+        self.folder = folder
+        self.records = list(records)
+        self.curves_drawn = time.monotonic()
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        lines = "".join(json.dumps(record) + "\n" for record in self.records)
+        write_whole(folder / "log.jsonl", lambda file: file.write(lines.encode()))
+        last_step = self.records[-1]["step"] if self.records else 0
+        self.tensorboard = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=last_step + 1 if records else None
+        )
+
+    @classmethod
+    def create(cls, config: TrainConfig, device: torch.device) -> "Run":
+        """Makes the folder of `config` (`run.folder`, or a name of model and time).
+
+        Raises:
+            UsageError: the folder holds a run already.
+            FailureError: it cannot be made.
+        """
+        folder = Path(config.run.folder) if config.run.folder else _fresh_folder(config.model.name)
+        if (folder / "config.yaml").exists():
+            raise UsageError(
+                f"{folder} holds a run already: name another run.folder, or go on with it by "
+                f"--run.resume={folder}"
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(
+                folder / "environment.json",
+                lambda file: file.write(
+                    json.dumps(describe_environment(device), indent=2).encode()
+                ),
+            )
+            write_whole(
+                folder / "config.yaml",
+                lambda file: file.write(configuration.to_yaml(config).encode()),
+            )
+            return cls(folder, [])
+        except OSError as error:
+            raise FailureError(f"run folder {folder}: {error.strerror}") from error
+
+    @classmethod
+    def reopen(cls, folder: Path) -> tuple["Run", dict[str, Any] | None]:
+        """(the run, its last checkpoint); the log is cut back to that checkpoint.
+
+        The checkpoint is None where the run was stopped before its first: it begins anew.
+        """
+        path = folder / "checkpoints" / "last"
+        checkpoint = read_checkpoint(path) if path.exists() else None
+        return cls(folder, checkpoint["records"] if checkpoint else []), checkpoint
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        path = self.folder / "checkpoints" / "last"
+        return path if path.exists() else None
+
+    def total(self, name: str) -> float:
+        """The sum of one of the records' figures."""
+        return float(sum(record[name] for record in self.records))
+
+    def log(self, record: Record) -> None:
+        """Adds an epoch to the log, TensorBoard and, at times, the curves."""
+        self.records.append(record)
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        for name, value in record.items():
+            if isinstance(value, int | float) and name not in ("epoch", "step"):
+                self.tensorboard.add_scalar(name, value, record["step"])
+        if time.monotonic() - self.curves_drawn > SECONDS_BETWEEN_CURVES:
+            self.draw_curves()
+
+    def save_checkpoint(self, name: str, checkpoint: dict[str, Any]) -> None:
+        """Writes checkpoints/`name` (last or best)."""
+        path = self.folder / "checkpoints" / name
+        write_whole(path, lambda file: torch.save(checkpoint, file))
+
+    def draw_curves(self) -> None:
+        """Writes curves.png: loss, accuracy and learning rate over epochs."""
+        self.curves_drawn = time.monotonic()
+        figure = draw_curves(self.records)
+        write_whole(self.folder / "curves.png", lambda file: figure.savefig(file, format="png"))
+
+    def draw_batch(self, pixels: Any, names: Sequence[str]) -> None:
+        """Writes batch.png: up to 16 images (n, height, width, 3), 0 to 1, and their classes."""
+        figure = draw_images(pixels, names)
+        write_whole(self.folder / "batch.png", lambda file: figure.savefig(file, format="png"))
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Writes result.json and the last curves, and closes the log."""
+        write_whole(
+            self.folder / "result.json",
+            lambda file: file.write(json.dumps(result).encode() + b"\n"),
+        )
+        self.draw_curves()
+        self.tensorboard.close()
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Calls `write` on a file that appears as `path` when it is complete and on the disk.
+
+    Raises:
+        FailureError: the disk is full, or the folder cannot be written to; nothing is left.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+        part.unlink(missing_ok=True)
+        raise FailureError(f"{path} could not be written: {error}") from error
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours, tensors on the CPU; nothing in it can run code.
+
+    Raises:
+        FailureError: it cannot be read, or is none of ours.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(checkpoint, dict) and "records" in checkpoint:
+            return checkpoint
+        reason = "it is no checkpoint of train.py"
+    except Exception as error:  # torch.load raises many kinds
+        reason = str(error).splitlines()[0]
+    raise FailureError(f"checkpoint {path} cannot be used: {reason}")
+
+
+def _fresh_folder(model: str) -> Path:
+    name = f"{model.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, count = Path("runs") / name, 1
+    while folder.exists():
+        count += 1
+        folder = Path("runs") / f"{name}-{count}"
+    return folder
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device, threads and commit, for environment.json."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "cores": len(os.sched_getaffinity(0)),
+        "torch_threads": torch.get_num_threads(),
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(x.split(":")[1].strip() for x in lines if x.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of the program's checkout, with -dirty where files were changed; None if none."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        found = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+def draw_curves(records: Sequence[Record]) -> Figure:
+    """Loss, top-1 accuracy and learning rate against the epoch."""
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    epochs = [record["epoch"] for record in records]
+    panels = (
+        ("loss", ("train_loss", "val_loss")),
+        ("top-1 accuracy, %", ("train_top1", "val_top1")),
+        ("learning rate", ("lr",)),
+    )
+    for axes, (title, names) in zip(figure.subplots(1, 3), panels, strict=True):
+        for name in names:
+            label = {"train": "training", "val": "validation"}.get(name.split("_")[0])
+            axes.plot(epochs, [record[name] for record in records], label=label, marker=".")
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        if len(names) > 1 and records:
+            axes.legend()
+    return figure
+
+
+def draw_images(pixels: Any, names: Sequence[str]) -> Figure:
+    """A grid of up to 16 images (n, height, width, 3), from 0 to 1, each below its class."""
+    figure = Figure(figsize=(8, 8.6), layout="constrained")
+    grid = figure.subplots(4, 4).flat
+    for axes in grid:
+        axes.axis("off")
+    for axes, image, name in zip(figure.axes, pixels[:16], names, strict=False):
+        axes.imshow(image)
+        axes.set_title(name, fontsize=9)
+    return figure

@@ -1,0 +1,301 @@
+"""The training loop."""
+
+import itertools
+import random
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resnet_ffcv import config as configuration
+from resnet_ffcv.config import TrainConfig, TrainingConfig
+from resnet_ffcv.data import Data
+from resnet_ffcv.errors import FailureError
+from resnet_ffcv.loader import Loader
+from resnet_ffcv.runs import Record, Run
+from resnet_ffcv.schedules import learning_rate
+from resnet_ffcv.testing import Counts, Meter, autocast, evaluate
+
+SECONDS_BETWEEN_LOOKS = 1.0  # at the loss, for people and for NaN; each look waits for the device
+
+
+class Display:
+    """What the loop tells of itself while it runs; this one is silent."""
+
+    def begin(self, what: str, images: int) -> None:
+        """A pass over so many images begins."""
+
+    def advance(self, images: int) -> None:
+        """So many more images are done."""
+
+    def look(self, counts: Counts) -> None:
+        """How the pass stands."""
+
+    def end(self, record: Record) -> None:
+        """An epoch is over."""
+
+
+class Trainer:
+    """A model, its optimiser, and how far they are: what a checkpoint holds.
+
+    Args:
+        config: the whole recipe.
+        model: on `device`, channels-last, from `build_model`.
+        data: the Loaders of the recipe, from `load_data`.
+        run: where the log and the checkpoints go.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: nn.Module,
+        data: Data,
+        run: Run,
+        device: torch.device,
+        display: Display | None = None,
+    ) -> None:
+        self.config, self.model, self.data, self.run, self.device = config, model, data, run, device
+        self.display = display or Display()
+        self.optimizer = build_optimizer(model, config.training)
+        scaled = config.training.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+        # The compiled form shares its parameters with `model`.
+        self.forward = torch.compile(model) if config.training.compile else model
+        self.steps_per_epoch = len(data.train)
+        in_epochs = (config.training.epochs or 0) * self.steps_per_epoch
+        self.total_steps = config.training.iterations or in_epochs
+        self.step = 0
+        self.clock = Clock()
+
+    def train(self) -> Counts:
+        """Trains to the end of the recipe or to early stopping; returns the last validation.
+
+        Raises:
+            FailureError: a loss that is not finite; the message names the step.
+        """
+        tested = None
+        while self.step < self.total_steps and not self._stopped_early():
+            began = time.monotonic()
+            epoch = self.step // self.steps_per_epoch
+            trained = self._train_epoch(epoch)
+            tested = self.test(self.data.val, "validation")
+            record = {
+                "epoch": epoch + 1,
+                "step": self.step,
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "train_loss": trained.loss,
+                "train_top1": trained.top1,
+                "val_loss": tested.loss,
+                "val_top1": tested.top1,
+                "val_top5": tested.top5,
+                "images": trained.seen,
+                "images_per_s": trained.seen / self.clock.seconds,
+                "train_seconds": self.clock.seconds,
+                "wait_seconds": self.clock.waiting,
+                "seconds": time.monotonic() - began,
+            }
+            self.run.log(record)
+            self.display.end(record)
+            self._save_if_due()
+        return tested or self.test(self.data.val, "validation")
+
+    def _train_epoch(self, epoch: int) -> Counts:
+        steps = min(self.steps_per_epoch, self.total_steps - self.step)
+        images_in_epoch = min(steps * self.config.data.batch_size, len(self.data.train.indices))
+        self.display.begin(f"epoch {epoch + 1}", images_in_epoch)
+        self.data.train.next_epoch = epoch  # the order of the images is a function of it
+        self.model.train()
+        meter, looked = Meter(self.device), time.monotonic()
+        with closing(self.clock.time(self.data.train)) as batches:
+            for images, labels in itertools.islice(batches, steps):
+                self._train_step(images, labels, meter)
+                self.display.advance(len(labels))
+                if time.monotonic() - looked > SECONDS_BETWEEN_LOOKS:
+                    self._look(meter)
+                    looked = time.monotonic()
+        self._look(meter)  # waits for the device, so the clock stops when the work is done
+        self.clock.stop()
+        return meter.counts()
+
+    def _train_step(self, images: Tensor, labels: Tensor, meter: Meter) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        inputs = self.data.normalize(images)
+        if self.step == 0:
+            self._draw_batch(inputs, labels)
+        with autocast(self.device, self.config.training.precision):
+            logits = self.forward(inputs).float()
+        smoothing = self.config.training.label_smoothing
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        meter.add(logits.detach(), labels, loss.detach(), self.step)
+        self.step += 1
+
+    def test(self, loader: Loader, what: str) -> Counts:
+        """Tests the model as it is on every image of `loader`."""
+        self.display.begin(what, len(loader.indices))
+        precision, normalize = self.config.training.precision, self.data.normalize
+        return evaluate(self.model, loader, normalize, self.device, precision, self.display.advance)
+
+    def _learning_rate(self) -> float:
+        return learning_rate(
+            self.config.lr,
+            self.step,
+            total_steps=self.total_steps,
+            steps_per_epoch=self.steps_per_epoch,
+            in_epochs=self.config.training.epochs is not None,
+            losses=[record["val_loss"] for record in self.run.records],
+        )
+
+    def _look(self, meter: Meter) -> None:
+        bad_step = meter.first_bad_step()
+        if bad_step is not None:
+            last = self.run.last_checkpoint or "none yet"
+            raise FailureError(
+                f"the loss is not finite at step {bad_step} (epoch "
+                f"{bad_step // self.steps_per_epoch + 1}); try a lower lr.base or lr.warmup; last "
+                f"checkpoint: {last}"
+            )
+        self.display.look(meter.counts())
+
+    def _draw_batch(self, inputs: Tensor, labels: Tensor) -> None:
+        pixels = self.data.normalize.pixels(inputs[:16]).cpu().numpy()
+        self.run.draw_batch(pixels, [self.data.classes[label] for label in labels[:16].tolist()])
+
+    def _stopped_early(self) -> bool:
+        patience = self.config.training.early_stop
+        losses = [record["val_loss"] for record in self.run.records]
+        return bool(patience and losses and len(losses) - 1 - int(np.argmin(losses)) >= patience)
+
+    def _save_if_due(self) -> None:
+        accuracies = [record["val_top1"] for record in self.run.records]
+        is_best = accuracies[-1] > max(accuracies[:-1], default=-1.0)
+        is_last = self.step >= self.total_steps or self._stopped_early()
+        if is_best:
+            self.run.save_checkpoint("best", self.state_dict())
+        if is_last or len(self.run.records) % self.config.run.checkpoint_every == 0:
+            self.run.save_checkpoint("last", self.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, as tensors and plain values."""
+        return {
+            "model": self.model.state_dict(),
+            "spec": self.model.spec,
+            "classes": self.data.classes,
+            "normalize": self.data.normalize.state_dict(),
+            "view": {
+                "resolution": self.config.data.resolution,
+                "center_ratio": self.config.data.center_ratio,
+            },
+            "config": configuration.to_dict(self.config),
+            "dataset": self.data.fingerprint,
+            "step": self.step,
+            "records": self.run.records,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "generators": generator_states(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from `state`.
+
+        Raises:
+            FailureError: the training file is not the one the state was reached on.
+        """
+        if state["dataset"] != self.data.fingerprint:
+            raise FailureError(
+                f"{self.config.data.train} is not the file this run began with: its checksum is "
+                f"{self.data.fingerprint[:12]}, the checkpoint's {state['dataset'][:12]}"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+        restore_generators(state["generators"])
+
+
+class Clock:
+    """Seconds of an epoch's training, and of these the seconds spent waiting for data.
+
+    The wait for the first batch of a process is not counted: FFCV compiles its pipeline in it.
+    """
+
+    def __init__(self) -> None:
+        self.began = self.seconds = self.waiting = 0.0
+        self.compiled = False
+
+    def time(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """`batches`, timed from here on; closes them when it is closed."""
+        self.began = asked = time.perf_counter()
+        self.waiting = 0.0
+        iterator = iter(batches)
+        with closing(iterator):  # type: ignore[type-var]
+            for batch in iterator:
+                arrived = time.perf_counter()
+                if self.compiled:
+                    self.waiting += arrived - asked
+                else:
+                    self.began, self.compiled = arrived, True
+                yield batch
+                asked = time.perf_counter()
+
+    def stop(self) -> None:
+        """The epoch's training ends."""
+        self.seconds = time.perf_counter() - self.began
+
+
+def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """SGD or AdamW. With `decay_all` false, norms and biases (one-dimensional) are not decayed."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": parameters}]
+    if not config.decay_all:
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1]},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+    if config.optimizer == "adamw":
+        betas = (config.momentum, 0.999)
+        return torch.optim.AdamW(groups, betas=betas, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        groups,
+        lr=0.0,  # set at every step
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )
+
+
+def seed_generators(seed: int) -> None:
+    """Seeds torch (all devices), NumPy and Python."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  # the generator that libraries draw from
+    random.seed(seed)
+
+
+def generator_states() -> dict[str, Any]:
+    """States of the generators of torch, NumPy and Python, as tensors and plain values."""
+    _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all(),
+        "numpy": [keys.tolist(), position, has_gauss, gauss],
+        "python": random.getstate(),
+    }
+
+
+def restore_generators(states: dict[str, Any]) -> None:
+    """Puts the generators where `generator_states` found them."""
+    torch.set_rng_state(states["torch"])
+    if len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    keys, *rest = states["numpy"]
+    np.random.set_state(("MT19937", np.array(keys, np.uint32), *rest))  # noqa: NPY002
+    random.setstate(states["python"])

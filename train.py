@@ -1,0 +1,36 @@
+#!/usr/bin/env python3
+"""Trains and tests an image classifier on .beton files.
+
+python train.py                                        the sample, with the defaults below
+python train.py --config rn_configs/rn34.yaml          a recipe; any key as --section.key=value
+python train.py --run.resume=runs/NAME                 go on with a run that was stopped
+python train.py --run.eval_only=true --model.weights=FILE --data.val=FILE
+python train.py --model.weights=FILE --predict IMAGE   the five likeliest classes of one picture
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from resnet_ffcv import commandline
+from resnet_ffcv.config import TrainConfig
+
+FLAGS = {"predict": "name the five likeliest classes of this picture, by model.weights"}
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    arguments = commandline.parse(argv, TrainConfig, __doc__, FLAGS)
+    # PyTorch takes seconds to import: not before the arguments are known to be right.
+    from resnet_ffcv import jobs
+
+    config, given = arguments.config, arguments.given
+    if "predict" in arguments.flags:
+        return jobs.predict(config, given, arguments.flags["predict"])
+    if config.run.eval_only:
+        return jobs.evaluate(config, given)
+    if config.run.resume:
+        return jobs.resume(config.run.resume, given)
+    return jobs.train(config)
+
+
+if __name__ == "__main__":
+    commandline.run_command(main)
