@@ -221,8 +221,8 @@ def progress() -> Progress:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table for people: the first column left, the others right."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    """A table for people: the first column left, the others right; no header if none is named."""
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=any(columns))
     for place, column in enumerate(columns):
         table.add_column(column, justify="right" if place else "left", overflow="fold")
     for row in rows:

@@ -286,7 +286,9 @@ class StrictChecker(fastargs.validation.Checker):  # type: ignore[misc]  # fasta
         self.choices, self.low, self.high = (field.metadata[n] for n in ("choices", "low", "high"))
 
     def check(self, value: Any) -> Any:
-        if self.optional and value == "null":
+        if value == "null":
+            if not self.optional:
+                raise ValueError
             return None
         if self.kind is tuple:
             items = value.split(",") if isinstance(value, str) else value

@@ -24,7 +24,7 @@ from resnet_ffcv.data import (
     read_picture,
 )
 from resnet_ffcv.errors import FailureError, UsageError
-from resnet_ffcv.models import build_model, load_weights
+from resnet_ffcv.models import build_model, load_weights, read_weights
 from resnet_ffcv.runs import Record, Run
 from resnet_ffcv.testing import Counts
 from resnet_ffcv.training import Display, Trainer, seed_generators
@@ -263,7 +263,7 @@ def _show_result(title: str, model: nn.Module, result: Given, more: dict[str, st
         "images/s": f"{result['images_per_s']:,.0f}",
         **more,
     }
-    show_table(title, list(facts), [list(facts.values())])
+    show_table(title, ("", ""), list(facts.items()))
 
 
 class _Bar(Display):
@@ -285,8 +285,8 @@ class _Bar(Display):
     def end(self, record: Record) -> None:
         console.print(
             f"epoch {record['epoch']:3d}  "
-            f"training loss {record['train_loss']:.3f}, top-1 {record['train_top1']:5.2f} %  "
-            f"validation loss {record['val_loss']:.3f}, top-1 {record['val_top1']:5.2f} %  "
+            f"train {record['train_loss']:.3f} {record['train_top1']:5.1f} %  "
+            f"val {record['val_loss']:.3f} {record['val_top1']:5.1f} %  "
             f"{record['images_per_s']:,.0f} images/s, "
             f"{record['wait_seconds'] / record['train_seconds']:.0%} waiting"
         )

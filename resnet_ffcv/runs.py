@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch.utils.tensorboard import SummaryWriter
 
 from resnet_ffcv import config as configuration
@@ -217,6 +218,7 @@ def draw_curves(records: Sequence[Record]) -> Figure:
             axes.plot(epochs, [record[name] for record in records], label=label, marker=".")
         axes.set_title(title)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if len(names) > 1 and records:
             axes.legend()

@@ -1,0 +1,6 @@
+"""The networks: ours, timm's, and the weights they start from."""
+
+from resnet_ffcv.models.resnet import ResNet, build_model
+from resnet_ffcv.models.weights import load_weights, read_weights
+
+__all__ = ["ResNet", "build_model", "load_weights", "read_weights"]

@@ -1,0 +1,243 @@
+"""The residual networks of He et al. 2015 ("Deep Residual Learning for Image Recognition").
+
+The ImageNet networks (table 1) and the CIFAR networks of 6n+2 layers (section 4.2). Parameters are
+named as in torchvision, so that its state dicts load as they are.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import timm
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resnet_ffcv.errors import UsageError
+
+
+class ZeroShortcut(nn.Module):
+    """Option A: every `stride`-th pixel, zero channels split evenly before and after; no parameters.
+
+    (n, in_width, h, w) -> (n, out_width, ceil(h / stride), ceil(w / stride)).
+    """
+
+    def __init__(self, in_width: int, out_width: int, stride: int) -> None:
+        super().__init__()
+        extra = out_width - in_width
+        self.padding = (0, 0, 0, 0, extra // 2, extra - extra // 2)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
+
+
+def build_shortcut(option: str, in_width: int, out_width: int, stride: int) -> nn.Module | None:
+    """The path beside a block, None for the identity. Section 3.3, options A, B and C."""
+    changes = stride != 1 or in_width != out_width
+    if option == "A":
+        return ZeroShortcut(in_width, out_width, stride) if changes else None
+    if option == "C" or changes:
+        convolution = nn.Conv2d(in_width, out_width, 1, stride, bias=False)
+        return nn.Sequential(convolution, nn.BatchNorm2d(out_width))
+    return None
+
+
+class Block(nn.Module):
+    """A residual block: convolutions with BatchNorm, the shortcut added before the last ReLU.
+
+    `layers` lists (width, kernel size, stride) of the convolutions, named conv1, bn1, conv2, ...
+    """
+
+    def __init__(
+        self, in_width: int, layers: Sequence[tuple[int, int, int]], stride: int, shortcut: str
+    ) -> None:
+        super().__init__()
+        width = in_width
+        for place, (out_width, size, step) in enumerate(layers, 1):
+            convolution = nn.Conv2d(width, out_width, size, step, size // 2, bias=False)
+            self.add_module(f"conv{place}", convolution)
+            self.add_module(f"bn{place}", nn.BatchNorm2d(out_width))
+            width = out_width
+        self.depth = len(layers)
+        self.downsample = build_shortcut(shortcut, in_width, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for place in range(1, self.depth + 1):
+            y = getattr(self, f"bn{place}")(getattr(self, f"conv{place}")(y))
+            if place < self.depth:
+                y = F.relu(y, inplace=True)
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The BatchNorm before the addition."""
+        norm: nn.BatchNorm2d = getattr(self, f"bn{self.depth}")
+        return norm
+
+
+def basic_block(in_width: int, width: int, stride: int, shortcut: str) -> Block:
+    """Two 3x3 convolutions (figure 5, left)."""
+    return Block(in_width, [(width, 3, stride), (width, 3, 1)], stride, shortcut)
+
+
+def bottleneck_block(
+    in_width: int, width: int, stride: int, shortcut: str, *, stride_in: str
+) -> Block:
+    """1x1, 3x3, 1x1 to four times the width (figure 5, right).
+
+    The stride is on the first 1x1 in the paper, on the 3x3 in torchvision (models/resnet.py:107).
+    """
+    first, second = (stride, 1) if stride_in == "1x1" else (1, stride)
+    layers = [(width, 1, first), (width, 3, second), (4 * width, 1, 1)]
+    return Block(in_width, layers, stride, shortcut)
+
+
+class ResNet(nn.Module):
+    """A residual network: stem, stages, mean over places, classifier.
+
+    (n, 3, h, w) -> logits (n, num_classes).
+
+    Args:
+        block: makes a block from (in_width, width, stride, shortcut).
+        stages: (width, number of blocks) of each; every stage but the first halves the resolution.
+        expansion: a block's output width over `width`.
+        large_stem: ImageNet's 7x7 convolution and pooling, a quarter of the resolution; else one 3x3.
+        spec: what a checkpoint records of the network, and compares.
+    """
+
+    def __init__(
+        self,
+        block: Callable[[int, int, int, str], Block],
+        stages: Sequence[tuple[int, int]],
+        *,
+        num_classes: int,
+        expansion: int,
+        shortcut: str,
+        large_stem: bool,
+        zero_init: bool,
+        spec: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        in_width = stages[0][0]
+        size, stride = (7, 2) if large_stem else (3, 1)
+        self.conv1 = nn.Conv2d(3, in_width, size, stride, size // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(in_width)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if large_stem else nn.Identity()
+        for place, (width, blocks) in enumerate(stages, 1):
+            layer = nn.Sequential()
+            for number in range(blocks):
+                stride = 2 if place > 1 and number == 0 else 1
+                layer.append(block(in_width, width, stride, shortcut))
+                in_width = width * expansion
+            self.add_module(f"layer{place}", layer)
+        self.stages = len(stages)
+        self.fc = nn.Linear(in_width, num_classes)
+        self._initialise(zero_init)
+
+    def _initialise(self, zero_init: bool) -> None:
+        # He et al. 2015b, with fan-out as in torchvision; the classifier keeps PyTorch's default.
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if zero_init and isinstance(module, Block):
+                nn.init.zeros_(module.last_norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        for place in range(1, self.stages + 1):
+            x = getattr(self, f"layer{place}")(x)
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
+
+
+# Blocks in the four stages of the ImageNet networks (table 1).
+IMAGENET_BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+
+
+def build_model(
+    name: str,
+    num_classes: int,
+    *,
+    shortcut: str | None = None,
+    stride_in: str | None = None,
+    zero_init: bool = False,
+) -> nn.Module:
+    """A freshly initialised network.
+
+    Args:
+        name: resnet18, 34, 50, 101, 152 (ImageNet); any other resnet of 6n+2 layers (CIFAR); or
+            timm/NAME.
+        shortcut: A, B or C; None: A for CIFAR's, B for ImageNet's.
+        stride_in: "1x1" or "3x3", of bottlenecks only; None: 3x3.
+        zero_init: start each block's last BatchNorm at zero.
+
+    Returns:
+        the network; its `spec` is {name, num_classes, shortcut, stride_in}, with None for what it
+        does not have.
+
+    Raises:
+        UsageError: no such network, or a choice that it does not offer.
+    """
+    if num_classes < 1:
+        raise UsageError(f"a model wants at least one class, not {num_classes}")
+    if name.startswith("timm/"):
+        return _build_timm(name, num_classes, shortcut, stride_in, zero_init)
+    found = re.fullmatch(r"resnet([1-9]\d*)", name)
+    depth = int(found[1]) if found else 0
+    is_cifar = depth not in IMAGENET_BLOCKS
+    if is_cifar and (depth < 8 or depth % 6 != 2):
+        known = [f"resnet{n}" for n in (*IMAGENET_BLOCKS, 20, 32, 44, 56, 110)]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+        raise UsageError(
+            f"model.name={name}: no such model; the nearest is {near}, others are timm/NAME"
+        )
+    if shortcut not in (None, "A", "B", "C") or stride_in not in (None, "1x1", "3x3"):
+        raise UsageError(f"shortcut={shortcut} or stride_in={stride_in}: no such choice")
+    shortcut = shortcut or ("A" if is_cifar else "B")
+    is_deep = depth >= 50 and not is_cifar
+    stride_in = (stride_in or "3x3") if is_deep else None
+    block = partial(bottleneck_block, stride_in=stride_in) if is_deep else basic_block
+    blocks = ((depth - 2) // 6,) * 3 if is_cifar else IMAGENET_BLOCKS[depth]
+    width = 16 if is_cifar else 64
+    return ResNet(
+        block,  # type: ignore[arg-type]  # mypy loses the partial's signature
+        [(width * 2**place, count) for place, count in enumerate(blocks)],
+        num_classes=num_classes,
+        expansion=4 if is_deep else 1,
+        shortcut=shortcut,
+        large_stem=not is_cifar,
+        zero_init=zero_init,
+        spec={
+            "name": name,
+            "num_classes": num_classes,
+            "shortcut": shortcut,
+            "stride_in": stride_in,
+        },
+    )
+
+
+def _build_timm(
+    name: str, num_classes: int, shortcut: str | None, stride_in: str | None, zero_init: bool
+) -> nn.Module:
+    if shortcut or stride_in or zero_init:
+        raise UsageError(f"{name}: shortcut, stride_in and zero_init are for our ResNets only")
+    architecture = name.removeprefix("timm/")
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=1, cutoff=0)
+        raise UsageError(
+            f"model.name={name}: timm has no such model; the nearest is timm/{near[0]}"
+        )
+    model: nn.Module = timm.create_model(architecture, num_classes=num_classes)
+    spec = {"name": name, "num_classes": num_classes, "shortcut": None, "stride_in": None}
+    model.spec = spec  # type: ignore[assignment]  # a plain dict, as ResNet's
+    return model

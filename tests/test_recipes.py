@@ -1,0 +1,57 @@
+"""Every file in rn_configs/ is a valid recipe with a head that says how to run it."""
+
+from pathlib import Path
+
+import pytest
+
+from resnet_ffcv import config
+from resnet_ffcv.config import TrainConfig
+from resnet_ffcv.models import build_model
+from resnet_ffcv.schedules import learning_rate
+
+FOLDER = Path(__file__).parent.parent / "rn_configs"
+RECIPES = sorted(p for p in FOLDER.glob("*.yaml") if not p.name.startswith("base_"))
+
+
+def test_the_recipes_of_the_paper_are_all_there() -> None:
+    names = {path.stem for path in RECIPES}
+    assert names >= {"rn20", "rn32", "rn44", "rn56", "rn110", "rn18", "rn34", "rn50", "sample"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_loads_builds_and_says_how_to_run_it(path: Path) -> None:
+    recipe = config.build(TrainConfig, config.read_yaml(path))
+    classes = 1000 if "imagenet" in recipe.data.train else 10
+    chosen = recipe.model
+    build_model(
+        chosen.name, classes, shortcut=chosen.shortcut, stride_in=chosen.stride_in,
+        zero_init=chosen.zero_init,
+    )  # fmt: skip
+    head = path.read_text().split("\nbase:")[0]
+    assert f"python train.py --config rn_configs/{path.name}" in head
+    assert "python write_datasets.py" in head
+    assert "Meant for:" in head
+
+
+@pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
+def test_cifar_recipes_have_the_papers_schedule(depth: int) -> None:
+    recipe = config.build(TrainConfig, config.read_yaml(FOLDER / f"rn{depth}.yaml"))
+    assert (recipe.training.iterations, recipe.data.batch_size) == (64_000, 128)
+    assert (recipe.training.weight_decay, recipe.training.momentum) == (1e-4, 0.9)
+
+    def rate(step: int) -> float:
+        return learning_rate(
+            recipe.lr, step, total_steps=64_000, steps_per_epoch=391, in_epochs=False, losses=[]
+        )
+
+    knots = [rate(step) for step in (1_000, 31_999, 32_000, 47_999, 48_000, 63_999)]
+    assert knots == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    assert rate(0) == pytest.approx(0.01 if depth == 110 else 0.1)
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50])
+def test_imagenet_recipes_have_the_papers_optimisation(depth: int) -> None:
+    recipe = config.build(TrainConfig, config.read_yaml(FOLDER / f"rn{depth}.yaml"))
+    assert (recipe.training.iterations, recipe.data.batch_size) == (600_000, 256)
+    assert (recipe.lr.schedule, recipe.lr.base, recipe.lr.gamma) == ("plateau", 0.1, 0.1)
+    assert (recipe.model.stride_in, recipe.data.center_ratio) == ("1x1", 0.875)
