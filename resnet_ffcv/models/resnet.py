@@ -18,7 +18,7 @@ from resnet_ffcv.errors import UsageError
 
 
 class ZeroShortcut(nn.Module):
-    """Option A: every `stride`-th pixel, zero channels split evenly before and after; no parameters.
+    """Option A: every `stride`-th pixel, zero channels split evenly before and after.
 
     (n, in_width, h, w) -> (n, out_width, ceil(h / stride), ceil(w / stride)).
     """
@@ -102,9 +102,9 @@ class ResNet(nn.Module):
 
     Args:
         block: makes a block from (in_width, width, stride, shortcut).
-        stages: (width, number of blocks) of each; every stage but the first halves the resolution.
+        stages: (width, number of blocks) of each; all but the first halve the resolution.
         expansion: a block's output width over `width`.
-        large_stem: ImageNet's 7x7 convolution and pooling, a quarter of the resolution; else one 3x3.
+        large_stem: ImageNet's 7x7 and pooling, to a quarter of the resolution; else one 3x3.
         spec: what a checkpoint records of the network, and compares.
     """
 

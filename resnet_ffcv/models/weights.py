@@ -41,8 +41,8 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # torch.load and safetensors raise many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FailureError(
-            f"{path} cannot be read as weights (a state dict of tensors, a checkpoint of train.py or "
-            f"safetensors): {reason}"
+            f"{path} cannot be read as weights (a checkpoint of train.py, a state dict of tensors "
+            f"or safetensors): {reason}"
         ) from error
     if not isinstance(content, Mapping):
         raise FailureError(f"{path} holds no weights but a {type(content).__name__}")

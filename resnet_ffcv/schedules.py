@@ -1,0 +1,116 @@
+"""The learning rate, a pure function of the step and of the validation losses so far.
+
+So it needs no state of its own: a run that is resumed has the rate that it would have had.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from resnet_ffcv.config import LearningRateConfig
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A step of a run, and what a schedule may know of both.
+
+    Fractions of the run fall on whole epochs where its length was given in epochs (`in_epochs`),
+    else on whole steps.
+    """
+
+    step: int
+    total_steps: int
+    steps_per_epoch: int
+    in_epochs: bool
+    losses: Sequence[float]  # validation losses, one an epoch, before this step
+
+    def step_at(self, fraction: float) -> int:
+        """The step on which a fraction of the run falls."""
+        unit = self.steps_per_epoch if self.in_epochs else 1
+        return round(fraction * self.total_steps / unit) * unit
+
+
+def learning_rate(
+    config: LearningRateConfig,
+    step: int,
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+    in_epochs: bool,
+    losses: Sequence[float],
+) -> float:
+    """The rate of a step (from 0) of a run; the arguments are those of `Moment`.
+
+    A linear warm-up rises from `warmup_start` at step 0 to what the schedule says at its end.
+    """
+    schedule = SCHEDULES[config.schedule]
+    moment = Moment(step, total_steps, steps_per_epoch, in_epochs, losses)
+    if step >= config.warmup:
+        return schedule(config, moment)
+    if config.warmup_shape == "constant":
+        return config.warmup_start
+    end = min(config.warmup, total_steps - 1)  # a run may be shorter than its warm-up
+    after = Moment(end, total_steps, steps_per_epoch, in_epochs, losses)
+    share = step / config.warmup
+    return config.warmup_start + (schedule(config, after) - config.warmup_start) * share
+
+
+def constant(config: LearningRateConfig, _: Moment) -> float:
+    """`base` throughout."""
+    return config.base
+
+
+def step(config: LearningRateConfig, now: Moment) -> float:
+    """Times gamma after each `step_size` of the run, as torch's StepLR."""
+    period = max(1, now.step_at(config.step_size))
+    return config.base * config.gamma ** (now.step // period)
+
+
+def multistep(config: LearningRateConfig, now: Moment) -> float:
+    """Times gamma at each milestone, as torch's MultiStepLR."""
+    passed = sum(now.step >= now.step_at(milestone) for milestone in config.milestones)
+    return config.base * float(config.gamma**passed)
+
+
+def plateau(config: LearningRateConfig, now: Moment) -> float:
+    """Times gamma after more than `patience` epochs without a lower loss.
+
+    torch's ReduceLROnPlateau (mode min, relative threshold, no cooldown), replayed over the losses.
+    """
+    rate, best, waited = config.base, math.inf, 0
+    for loss in now.losses:
+        if loss < best * (1 - config.threshold):
+            best, waited = loss, 0
+        else:
+            waited += 1
+        if waited > config.patience:
+            rate, waited = rate * config.gamma, 0
+    return rate
+
+
+def cosine(config: LearningRateConfig, now: Moment) -> float:
+    """Half a cosine from `base`, at the end of the warm-up, to `final` after the last step."""
+    share = (now.step - config.warmup) / max(1, now.total_steps - config.warmup)
+    return config.final + (config.base - config.final) * (1 + math.cos(math.pi * share)) / 2
+
+
+def triangular(config: LearningRateConfig, now: Moment) -> float:
+    """Up from `base`/n at step 0 to `base` at step n - 1, then down to `final` after the last step.
+
+    n is `peak_at` of the run, in steps. Neither end is a step at rate 0, which would be lost.
+    """
+    rising = max(1, round(config.peak_at * now.total_steps))
+    if now.step < rising:
+        return config.base * (now.step + 1) / rising
+    share = (now.step + 1 - rising) / (now.total_steps + 1 - rising)
+    return config.base + (config.final - config.base) * share
+
+
+SCHEDULES: dict[str, Callable[[LearningRateConfig, Moment], float]] = {
+    "constant": constant,
+    "step": step,
+    "multistep": multistep,
+    "plateau": plateau,
+    "cosine": cosine,
+    "triangular": triangular,
+}
