@@ -198,10 +198,11 @@ def _leave(code: int, message: str) -> NoReturn:
 
 
 class _Rate(ProgressColumn):
-    """Images per second so far."""
+    """Units, such as images, per second."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.finished_speed or task.speed or 0:,.0f} images/s")
+        speed = task.finished_speed or task.speed or 0
+        return Text(f"{speed:,.0f} {task.fields.get('unit', 'images')}/s")
 
 
 def progress() -> Progress:

@@ -6,9 +6,9 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from resnet_ffcv import config as configuration
 from resnet_ffcv.config import TrainConfig
 from resnet_ffcv.errors import FailureError, UsageError
+from resnet_ffcv.files import write_whole
 
 Record = dict[str, Any]  # one epoch's figures, a line of log.jsonl
 
@@ -124,24 +125,6 @@ class Run:
         )
         self.draw_curves()
         self.tensorboard.close()
-
-
-def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Calls `write` on a file that appears as `path` when it is complete and on the disk.
-
-    Raises:
-        FailureError: the disk is full, or the folder cannot be written to; nothing is left.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-        part.unlink(missing_ok=True)
-        raise FailureError(f"{path} could not be written: {error}") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

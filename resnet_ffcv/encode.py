@@ -1,0 +1,155 @@
+"""A source image -> the bytes that are stored for it."""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from resnet_ffcv.beton import JPG, MAX_SIDE, RAW
+from resnet_ffcv.config import ImageConfig
+
+SMALL_SIDE = 64  # image.mode null: raw where no image has a longer side
+
+# Start of frame markers of JPEGs that every libjpeg decodes: baseline, extended, progressive.
+KEPT_FRAMES = (0xC0, 0xC1, 0xC2)
+ORIENTATION, TURNED = 0x0112, range(2, 9)  # EXIF's tag, and its values but "as it is"
+GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An image as it lies in the file: beton.JPG or beton.RAW, and its bytes."""
+
+    mode: int
+    width: int
+    height: int
+    data: bytes
+
+
+def encode(
+    content: bytes | np.ndarray, config: ImageConfig, draw: float
+) -> tuple[Stored, Image.Image]:
+    """(the stored image, its pixels as RGB).
+
+    Args:
+        content: a file's bytes, of any format Pillow reads, or uint8 (height, width, 3).
+        config: the `image` section, with a mode.
+        draw: uniform on [0, 1), for the mode proportion.
+
+    Raises:
+        ValueError, OSError: what is wrong with the image.
+    """
+    if isinstance(content, np.ndarray):
+        image, jpeg = Image.fromarray(content), None
+    else:
+        image, jpeg = _open(content, config)
+    width, height = fit(image.width, image.height, config.max_resolution)
+    if max(width, height) > MAX_SIDE:
+        raise ValueError(f"{width} x {height} pixels: a side may have {MAX_SIDE:,} at most")
+    if (width, height) != image.size:
+        # BOX is the mean of the area below each pixel, as OpenCV's INTER_AREA.
+        image, jpeg = image.resize((width, height), Image.Resampling.BOX), None
+    raw_size = width * height * 3
+    if config.mode == "raw" or (
+        config.mode == "proportion" and draw >= config.compress_probability
+    ):
+        return _store_raw(image)
+    stored = jpeg or _to_jpeg(image, config.quality)
+    if config.mode == "smart" and raw_size <= config.smart_threshold * len(stored):
+        return _store_raw(image)
+    pixels = image.convert("RGB") if jpeg else decode(stored)
+    return Stored(JPG, width, height, stored), pixels
+
+
+def decode(content: bytes) -> Image.Image:
+    """Pixels of a stored JPEG, as RGB."""
+    with Image.open(io.BytesIO(content)) as image:
+        return image.convert("RGB")
+
+
+def _store_raw(image: Image.Image) -> tuple[Stored, Image.Image]:
+    image = image.convert("RGB")
+    return Stored(RAW, image.width, image.height, image.tobytes()), image
+
+
+def _to_jpeg(image: Image.Image, quality: int) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=quality, subsampling="4:2:0")
+    return out.getvalue()
+
+
+def _open(content: bytes, config: ImageConfig) -> tuple[Image.Image, bytes | None]:
+    """(pixels as RGB or L, the content itself where it may be stored as it is)."""
+    with Image.open(io.BytesIO(content)) as opened:
+        opened.load()  # raises where data is missing
+        must_turn = config.apply_orientation and opened.getexif().get(ORIENTATION) in TURNED
+        image = ImageOps.exif_transpose(opened) if must_turn else opened
+        keep = config.keep_jpeg and not must_turn and is_plain_jpeg(content)
+        return to_eight_bits(image), content if keep else None
+
+
+def to_eight_bits(image: Image.Image) -> Image.Image:
+    """RGB, or L where the image has no colour. Alpha is dropped, 16 bits are scaled to 8.
+
+    Raises:
+        ValueError: pixels whose range is not known.
+    """
+    mode = image.mode
+    if mode in ("RGB", "L"):
+        return image.copy()
+    if mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min(initial=0) < 0 or values.max(initial=0) > 65_535:
+            raise ValueError("its pixels have more than 16 bits; convert them to 8 or 16 first")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65,535 / 255 = 257
+    if mode == "F":
+        raise ValueError(
+            "its pixels are floating-point numbers; convert them to 8 or 16 bits first"
+        )
+    if mode in ("P", "PA"):
+        image = image.convert("RGBA")  # so that a transparent colour keeps its RGB
+    elif mode in ("La", "RGBa"):
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[mode])
+    return image.convert("L" if mode in GRAY_MODES else "RGB")
+
+
+def is_plain_jpeg(content: bytes) -> bool:
+    """Whether the bytes are a JPEG, baseline or progressive, of 8 bits and 1 or 3 components.
+
+    ITU-T T.81, B.1.1: markers are FF xx; all before the frame but SOI have a length.
+    """
+    if content[:2] != b"\xff\xd8":
+        return False
+    place = 2
+    while place + 9 < len(content) and content[place] == 0xFF:
+        marker = content[place + 1]
+        if marker == 0xFF:  # fill byte
+            place += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            precision, components = content[place + 4], content[place + 9]
+            return marker in KEPT_FRAMES and precision == 8 and components in (1, 3)
+        else:
+            place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return False
+
+
+def fit(width: int, height: int, longest: int | None) -> tuple[int, int]:
+    """The size with its longer side at most `longest`, the aspect ratio kept; never larger."""
+    longer = max(width, height)
+    if longest is None or longer <= longest:
+        return width, height
+    return max(1, round(width * longest / longer)), max(1, round(height * longest / longer))
+
+
+def draw(seed: int, split: str, index: int) -> float:
+    """Uniform on [0, 1), a function of its arguments alone: the same for any number of workers."""
+    digest = hashlib.blake2b(f"{seed}/{split}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64
+
+
+def read(item: Path | np.ndarray) -> bytes | np.ndarray:
+    """A source's item as `encode` takes it."""
+    return item.read_bytes() if isinstance(item, Path) else item

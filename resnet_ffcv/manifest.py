@@ -1,0 +1,92 @@
+"""What stands beside a .beton: facts about its images, and checksums.
+
+The format has no room for them. A manifest holds no time, no path and no number of workers, so that
+the same source and options give the same bytes.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from resnet_ffcv.beton import ALLOCATION
+from resnet_ffcv.errors import FailureError
+from resnet_ffcv.files import write_whole
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Pages:
+    """The pages of a .beton: bytes in each, offset of the first, CRC-32 of each in hexadecimal."""
+
+    size: int
+    first: int
+    crc32: list[str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Facts about a .beton.
+
+    `width` and `height` are [min, median, max]; `mean` and `std` those of each channel of the
+    stored training pixels, from 0 to 1, null for other splits; `pixel_mean` the name of a .npy
+    file, float32 (height, width, 3), 0 to 1, where all training images have one size of at most 256
+    pixels a side; `sha256` that of the whole .beton.
+    """
+
+    format_version: int
+    source: str
+    classes: list[str]
+    samples: int
+    width: list[int]
+    height: list[int]
+    mean: list[float] | None
+    std: list[float] | None
+    pixel_mean: str | None
+    options: dict[str, Any]
+    sha256: str
+    pages: Pages
+
+
+def manifest_path(beton: Path) -> Path:
+    """Where the manifest of a .beton stands."""
+    return beton.with_name(beton.name + ".json")
+
+
+def write_manifest(manifest: Manifest, beton: Path) -> None:
+    """Writes the manifest beside its .beton, whole or not at all."""
+    text = json.dumps(asdict(manifest), indent=1) + "\n"
+    write_whole(manifest_path(beton), lambda file: file.write(text.encode()))
+
+
+def read_manifest(beton: Path) -> Manifest:
+    """The manifest of a .beton; checks that the file is as long as it says, not its checksums.
+
+    Raises:
+        FailureError: there is none, it cannot be read, or it is another file's.
+    """
+    path = manifest_path(beton)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content["format_version"]
+        if version == FORMAT_VERSION:
+            pages = Pages(**content.pop("pages"))
+            content = {field.name: content[field.name] for field in fields(Manifest)[:-1]}
+            manifest = Manifest(**content, pages=pages)
+    except FileNotFoundError as error:
+        raise FailureError(
+            f"{beton} has no manifest ({path.name}); write_datasets.py writes both"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FailureError(f"manifest {path} cannot be read ({error}); write it again") from error
+    if version != FORMAT_VERSION:
+        raise FailureError(f"manifest {path} has version {version}, not {FORMAT_VERSION}")
+    expected = pages.first + len(pages.crc32) * pages.size + manifest.samples * ALLOCATION.itemsize
+    found = beton.stat().st_size
+    if found != expected:
+        raise FailureError(
+            f"{beton} has {found:,} bytes, its manifest says {expected:,}: they are not of one "
+            "write; write them again"
+        )
+    return manifest

@@ -1,0 +1,109 @@
+"""The processes that encode, for the writer."""
+
+import os
+import signal
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from resnet_ffcv.config import ImageConfig
+from resnet_ffcv.encode import Stored, draw, encode, read
+from resnet_ffcv.errors import FailureError
+
+MEAN_SIDE = 256  # pixels a side up to which a mean of each place is kept
+
+
+@dataclass(frozen=True)
+class Task:
+    """Images for a worker: their indices in the split, their items, and what to call them."""
+
+    split: str
+    indices: list[int]
+    items: list[Path | np.ndarray]
+    names: list[str]
+
+
+@dataclass
+class Encoded:
+    """What a worker makes of a task.
+
+    `histogram` int64 (3, 256) counts the stored pixels by channel and value; `sums` int64 (height,
+    width, 3) adds the images up, None where they are large or of different sizes.
+    """
+
+    images: list[Stored]
+    histogram: np.ndarray
+    sums: np.ndarray | None
+
+
+def encode_task(task: Task, image: ImageConfig, seed: int) -> Encoded:
+    """A worker's work. Raises FailureError with the image's name and what is wrong with it."""
+    result = Encoded([], np.zeros((3, 256), np.int64), None)
+    for index, item, name in zip(task.indices, task.items, task.names, strict=True):
+        try:
+            stored, pixels = encode(read(item), image, draw(seed, task.split, index))
+        except Exception as error:  # Pillow's plugins raise nearly anything
+            raise FailureError(f"{name} cannot be stored: {error}") from error
+        result.images.append(stored)
+        result.histogram += np.array(pixels.histogram()).reshape(3, 256)
+        if max(pixels.size) <= MEAN_SIDE and len(result.images) == 1:
+            result.sums = np.zeros((pixels.height, pixels.width, 3), np.int64)
+        result.sums = add_pixels(result.sums, np.asarray(pixels))
+    return result
+
+
+def add_pixels(sums: np.ndarray | None, more: np.ndarray) -> np.ndarray | None:
+    """The sum of two arrays of pixels; None where their sizes differ, and None stays None."""
+    return sums + more if sums is not None and sums.shape == more.shape else None
+
+
+class Pool:
+    """Worker processes; results come in the order of the tasks.
+
+    They are not forked: a fork of a process with threads may hang.
+    """
+
+    def __init__(self, workers: int | None) -> None:
+        self.workers = workers or len(os.sched_getaffinity(0))
+        self.executor = ProcessPoolExecutor(
+            self.workers, mp_context=get_context("forkserver"), initializer=_ignore_interrupts
+        )
+
+    def close(self) -> None:
+        """Ends the workers; waits for those that encode."""
+        self.executor.shutdown(wait=True, cancel_futures=True)
+
+    def encode(self, tasks: Iterator[Task], image: ImageConfig, seed: int) -> Iterator[Encoded]:
+        """Encodes tasks, a bounded number of them ahead of the caller.
+
+        Raises:
+            FailureError: of an image, or of a worker that was killed.
+        """
+        ahead: deque[tuple[Task, Future[Encoded]]] = deque()
+        for task in tasks:
+            ahead.append((task, self.executor.submit(encode_task, task, image, seed)))
+            if len(ahead) > 2 * self.workers:
+                yield _result(*ahead.popleft())
+        while ahead:
+            yield _result(*ahead.popleft())
+
+
+def _ignore_interrupts() -> None:
+    # Ctrl-C reaches the whole process group; only the coordinator answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _result(task: Task, future: "Future[Encoded]") -> Encoded:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise FailureError(
+            f"a worker was killed, for lack of memory perhaps, near {task.names[0]}; try fewer "
+            "writer.workers"
+        ) from error

@@ -1,0 +1,347 @@
+"""Source -> .beton, whole or not at all.
+
+Worker processes encode; this one places the samples in their order and writes, so that every byte
+is independent of the number of workers. FFCV's own DatasetWriter waits for ever when one fails.
+"""
+
+import hashlib
+import io
+import math
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from resnet_ffcv import beton
+from resnet_ffcv.config import ImageConfig, WriteConfig, WriterConfig
+from resnet_ffcv.encode import SMALL_SIDE
+from resnet_ffcv.errors import FailureError
+from resnet_ffcv.files import sync_folder, write_whole
+from resnet_ffcv.manifest import FORMAT_VERSION, Manifest, Pages, manifest_path, write_manifest
+from resnet_ffcv.sources import Source, Split
+from resnet_ffcv.workers import Encoded, Pool, Task, add_pixels
+
+PROBES = 200  # images that the size of a split is judged by
+TASK_FILES, TASK_ARRAYS = 16, 500  # images in a task for a worker
+
+
+class Report:
+    """What the writer tells of itself while it works; this one is silent."""
+
+    def begin(self, what: str, count: int, unit: str) -> None:
+        """A pass over `count` units begins."""
+
+    def advance(self, count: int) -> None:
+        """So many more units are done."""
+
+    def say(self, text: str) -> None:
+        """Something the user should know."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished file."""
+
+    path: Path
+    images: int
+    bytes: int
+    seconds: float
+
+
+class SampleTooLargeError(Exception):
+    """A sample is larger than a page; carries its size in bytes."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
+def write_dataset(source: Source, config: WriteConfig, report: Report) -> dict[str, Written]:
+    """Writes both splits of a source into the output folder, each with its manifest.
+
+    Raises:
+        FailureError: an image that cannot be stored, a full disk, a killed worker; what was not
+            finished is removed.
+    """
+    folder = Path(config.output.folder or f"data/{source.name}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FailureError(f"output.folder={folder} cannot be made: {error.strerror}") from error
+    if config.image.mode is None:
+        image = replace(config.image, mode=default_mode(source.splits["train"], config.image))
+        config = replace(config, image=image)
+    pool = Pool(config.writer.workers)
+    try:
+        jobs = [
+            Job(source, name, choose(len(split.labels), config.writer), config)
+            for name, split in source.splits.items()
+        ]
+        report.say(f"storing images as {config.image.mode}")
+        refuse_if_too_large(jobs, folder, pool)
+        return {job.split: write_split(job, folder, pool, report) for job in jobs}
+    finally:
+        pool.close()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A split to write: which of its images (sorted indices), and how."""
+
+    source: Source
+    split: str
+    indices: np.ndarray
+    config: WriteConfig
+
+    @property
+    def images(self) -> Split:
+        return self.source.splits[self.split]
+
+    def tasks(self, indices: np.ndarray) -> Iterator[Task]:
+        """The images cut into tasks, in order."""
+        items = self.images.items
+        size = TASK_ARRAYS if isinstance(items, np.ndarray) else TASK_FILES
+        for start in range(0, len(indices), size):
+            part = [int(index) for index in indices[start : start + size]]
+            names = [self.images.describe(index) for index in part]
+            yield Task(self.split, part, [items[index] for index in part], names)
+
+    def encode(self, indices: np.ndarray, pool: Pool) -> Iterator[Encoded]:
+        return pool.encode(self.tasks(indices), self.config.image, self.config.writer.seed)
+
+
+def choose(count: int, config: WriterConfig) -> np.ndarray:
+    """Sorted indices of the images to write: all, or `writer.limit` drawn by `writer.seed`."""
+    if config.limit is None or config.limit >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(config.seed).permutation(count)[: config.limit])
+
+
+def probe(indices: np.ndarray) -> np.ndarray:
+    """At most PROBES of the indices, evenly spread."""
+    return indices[:: math.ceil(len(indices) / PROBES)]
+
+
+def default_mode(split: Split, config: ImageConfig) -> str:
+    """raw where no image, of those probed, has a longer side than SMALL_SIDE; else jpg."""
+    if isinstance(split.items, np.ndarray):
+        longest = max(split.items.shape[1:3])
+    else:
+        longest = 0
+        for index in probe(np.arange(len(split.labels))):
+            try:
+                with Image.open(split.items[index]) as image:
+                    longest = max(longest, *image.size)
+            except (OSError, ValueError) as error:
+                raise FailureError(f"{split.describe(index)} cannot be read: {error}") from error
+    longest = min(longest, config.max_resolution or longest)
+    return "raw" if longest <= SMALL_SIDE else "jpg"
+
+
+def refuse_if_too_large(jobs: list[Job], folder: Path, pool: Pool) -> None:
+    """Raises FailureError where the disk cannot hold what the probes say the files will take."""
+    wanted = 0
+    for job in jobs:
+        probed = probe(job.indices)
+        encoded = job.encode(probed, pool)
+        size = sum(len(stored.data) for part in encoded for stored in part.images)
+        wanted += size * len(job.indices) // len(probed) + 48 * len(job.indices)
+        wanted += 2 * beton.DEFAULT_PAGE_SIZE
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        raise FailureError(
+            f"{folder}: the files will take about {wanted / 1e9:,.2f} GB, the disk has "
+            f"{free / 1e9:,.2f} GB free; free some, or take a smaller image.max_resolution or "
+            "image.quality"
+        )
+
+
+def write_split(job: Job, folder: Path, pool: Pool, report: Report) -> Written:
+    """Writes one file and its manifest, with pages as large as the largest sample needs."""
+    page_size = beton.DEFAULT_PAGE_SIZE
+    while True:
+        try:
+            return _write_split(job, folder / f"{job.split}.beton", page_size, pool, report)
+        except SampleTooLargeError as error:
+            page_size = 1 << (error.size - 1).bit_length()
+            if page_size > beton.MAX_PAGE_SIZE:
+                raise FailureError(f"an image takes {error.size:,} bytes, too many") from error
+            report.say(f"an image takes {error.size:,} bytes: again with pages of {page_size:,}")
+
+
+def _write_split(job: Job, path: Path, page_size: int, pool: Pool, report: Report) -> Written:
+    began = time.monotonic()
+    part = path.with_name(f".{path.name}.part")
+    report.begin(f"write {path.name}", len(job.indices), "images")
+    try:
+        with part.open("wb") as file:
+            pages = PageWriter(file, beton.first_page(len(job.indices), page_size), page_size)
+            content = _write_samples(job, pages, pool, report)
+            _write_tables(file, pages, content.metadata)
+            os.fsync(file.fileno())
+        sha256 = check(part, pages, report)
+        # A .beton without its manifest is refused when it is opened; with a stale one it is not.
+        manifest_path(path).unlink(missing_ok=True)
+        os.replace(part, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise FailureError(f"{path} could not be written: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)
+    write_manifest(describe(job, path, content, pages, sha256), path)
+    return Written(path, len(job.indices), path.stat().st_size, time.monotonic() - began)
+
+
+class PageWriter:
+    """Places samples into pages, one behind the other, none across a page's end."""
+
+    def __init__(self, file: IO[bytes], first: int, page_size: int) -> None:
+        self.file, self.first, self.page_size = file, first, page_size
+        self.page = bytearray()
+        self.crc32: list[str] = []
+        self.allocations: list[tuple[int, int, int]] = []
+        file.seek(first)
+
+    @property
+    def end(self) -> int:
+        """The offset behind the pages that were written."""
+        return self.first + len(self.crc32) * self.page_size
+
+    def place(self, data: bytes) -> int:
+        """Adds the next sample; returns its offset in the file."""
+        if len(data) > self.page_size:
+            raise SampleTooLargeError(len(data))
+        if len(self.page) + len(data) > self.page_size:
+            self.flush()
+        offset = self.end + len(self.page)
+        self.page += data
+        self.allocations.append((len(self.allocations), offset, len(data)))
+        return offset
+
+    def flush(self) -> None:
+        """Writes the page, filled up with zeros, if anything is in it."""
+        if self.page:
+            self.page += bytes(self.page_size - len(self.page))
+            self.file.write(self.page)
+            self.crc32.append(f"{zlib.crc32(self.page):08x}")
+            self.page.clear()
+
+
+@dataclass
+class Content:
+    """What was stored: metadata (samples,) of beton.METADATA, and sums of the pixels.
+
+    `histogram` and `sums` are those of `Encoded`, over all samples.
+    """
+
+    metadata: np.ndarray
+    histogram: np.ndarray
+    sums: np.ndarray | None
+
+
+def _write_samples(job: Job, pages: PageWriter, pool: Pool, report: Report) -> Content:
+    metadata = np.zeros(len(job.indices), beton.METADATA)
+    metadata["label"] = job.images.labels[job.indices]
+    content = Content(metadata, np.zeros((3, 256), np.int64), None)
+    place = 0
+    for encoded in job.encode(job.indices, pool):
+        for stored in encoded.images:
+            row = (stored.mode, stored.width, stored.height, pages.place(stored.data))
+            metadata["image"][place] = row
+            place += 1
+        content.histogram += encoded.histogram
+        is_first = place == len(encoded.images)
+        content.sums = encoded.sums if is_first else add_pixels(content.sums, encoded.sums)
+        report.advance(len(encoded.images))
+    pages.flush()
+    return content
+
+
+def _write_tables(file: IO[bytes], pages: PageWriter, metadata: np.ndarray) -> None:
+    file.write(np.array(pages.allocations, beton.ALLOCATION).tobytes())
+    header = np.zeros((), beton.HEADER)
+    fields = beton.describe_fields()
+    header["version"], header["num_fields"] = beton.VERSION, len(fields)
+    header["page_size"], header["num_samples"] = pages.page_size, len(metadata)
+    header["alloc_table_ptr"] = pages.end
+    file.seek(0)
+    file.write(header.tobytes() + fields.tobytes() + metadata.tobytes())
+    file.flush()
+
+
+def check(path: Path, pages: PageWriter, report: Report) -> str:
+    """Reads a file back: its tables, and each page against its checksum. Returns its SHA-256.
+
+    Raises:
+        FailureError: what was read is not what was written.
+    """
+    beton.read_tables(path)
+    digest = hashlib.sha256()
+    report.begin(f"check {path.name.strip('.').removesuffix('.part')}", len(pages.crc32), "pages")
+    with path.open("rb") as file:
+        digest.update(file.read(pages.first))
+        for number, expected in enumerate(pages.crc32):
+            page = file.read(pages.page_size)
+            if f"{zlib.crc32(page):08x}" != expected:
+                raise FailureError(f"{path}: page {number} does not read as it was written")
+            digest.update(page)
+            report.advance(1)
+        digest.update(file.read())
+    return digest.hexdigest()
+
+
+def describe(job: Job, path: Path, content: Content, pages: PageWriter, sha256: str) -> Manifest:
+    """The manifest of a finished file; writes the mean image beside it, where there is one."""
+    width, height = (
+        [int(f(content.metadata["image"][side])) for f in (np.min, np.median, np.max)]
+        for side in ("width", "height")
+    )
+    mean = std = pixel_mean = None
+    if job.split == "train":
+        mean, std = moments(content.histogram)
+        pixel_mean = _write_pixel_mean(path, content)
+    chosen = {"limit": job.config.writer.limit, "seed": job.config.writer.seed}
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        source=job.source.name,
+        classes=job.source.classes,
+        samples=len(content.metadata),
+        width=width,
+        height=height,
+        mean=mean,
+        std=std,
+        pixel_mean=pixel_mean,
+        options={**asdict(job.config.image), **chosen},
+        sha256=sha256,
+        pages=Pages(pages.page_size, pages.first, pages.crc32),
+    )
+
+
+def moments(histogram: np.ndarray) -> tuple[list[float], list[float]]:
+    """(mean, standard deviation) of each channel, from 0 to 1, of counts int64 (3, 256)."""
+    means, deviations = [], []
+    for counts in histogram.tolist():
+        total = sum(counts)  # Python's integers: exact
+        first = sum(value * count for value, count in enumerate(counts))
+        second = sum(value * value * count for value, count in enumerate(counts))
+        means.append(first / total / 255)
+        deviations.append(math.sqrt(second * total - first * first) / total / 255)
+    return means, deviations
+
+
+def _write_pixel_mean(path: Path, content: Content) -> str | None:
+    target = path.with_name(path.name + ".pixel_mean.npy")
+    if content.sums is None:
+        target.unlink(missing_ok=True)
+        return None
+    buffer = io.BytesIO()
+    np.save(buffer, (content.sums / len(content.metadata) / 255).astype(np.float32))
+    write_whole(target, lambda file: file.write(buffer.getvalue()))
+    return target.name

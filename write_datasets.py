@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""Turns images into train.beton and val.beton, each with a manifest beside it.
+
+    python write_datasets.py                               the sample of 4,000 images
+    python write_datasets.py --source.name=cifar10         downloads it, or finds it in source.path
+    python write_datasets.py --source.name=imagenet --source.path=ILSVRC2012 \\
+        --image.max_resolution=500
+    python write_datasets.py --source.name=imagefolder --source.path=FOLDER
+                                                           FOLDER/train/CLASS/..., FOLDER/val/CLASS/...
+    python write_datasets.py --info data/sample/train.beton
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from resnet_ffcv import commandline
+from resnet_ffcv.beton import JPG, read_tables
+from resnet_ffcv.commandline import console, show_table
+from resnet_ffcv.config import WriteConfig
+from resnet_ffcv.manifest import read_manifest
+from resnet_ffcv.sources import open_source
+from resnet_ffcv.writer import Report, Written, write_dataset
+
+FLAGS = {"info": "say what is in a .beton file, and do nothing else"}
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    arguments = commandline.parse(argv, WriteConfig, __doc__, FLAGS)
+    if "info" in arguments.flags:
+        return show_info(Path(arguments.flags["info"]))
+    return write(arguments.config)
+
+
+def write(config: WriteConfig) -> dict[str, Any]:
+    """Writes what the configuration says; shows a table of the files."""
+    source = open_source(config.source)
+    ignored = sum(split.ignored for split in source.splits.values())
+    if ignored:
+        console.print(f"{ignored:,} files are no images and were ignored")
+    with commandline.progress() as progress:
+        written = write_dataset(source, config, _Bar(progress))
+    files = list(written.values())
+    show_table(
+        f"{source.name}, {len(source.classes):,} classes",
+        ("file", "images", "bytes", "bytes/image", "seconds", "images/s"),
+        [_row(file) for file in files],
+    )
+    return {
+        "files": {split: str(file.path) for split, file in written.items()},
+        "images": sum(file.images for file in files),
+        "bytes": sum(file.bytes for file in files),
+        "seconds": sum(file.seconds for file in files),
+    }
+
+
+def _row(file: Written) -> tuple[str, ...]:
+    figures = (file.images, file.bytes, file.bytes / file.images, file.seconds)
+    rate = file.images / file.seconds
+    return (
+        str(file.path), *(f"{n:,.0f}" for n in figures[:3]), f"{figures[3]:.1f}", f"{rate:,.0f}"
+    )  # fmt: skip
+
+
+def show_info(path: Path) -> dict[str, Any]:
+    """What is in a .beton file, by its tables and its manifest."""
+    tables, manifest = read_tables(path), read_manifest(path)
+    jpegs = int((tables.metadata["image"]["mode"] == JPG).sum())
+    classes = manifest.classes
+    some = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+    rows = {
+        "source": manifest.source,
+        "images": f"{manifest.samples:,} ({jpegs:,} JPEG, {manifest.samples - jpegs:,} raw)",
+        "classes": f"{len(classes):,}: {some}",
+        "width": "{} to {}, median {}".format(*(manifest.width[i] for i in (0, 2, 1))),
+        "height": "{} to {}, median {}".format(*(manifest.height[i] for i in (0, 2, 1))),
+        "image bytes": f"{int(tables.allocations['size'].sum()):,}",
+        "file bytes": f"{path.stat().st_size:,}",
+        "options": ", ".join(f"{k}={v}" for k, v in manifest.options.items() if v is not None),
+        "SHA-256": manifest.sha256,
+    }
+    show_table(str(path), ("", ""), list(rows.items()))
+    return {"file": str(path), "images": manifest.samples, "jpegs": jpegs, "classes": classes}
+
+
+class _Bar(Report):
+    """The writer's report for people."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.task = progress.add_task("", total=None, note="", unit="images")
+
+    def begin(self, what: str, count: int, unit: str) -> None:
+        self.progress.reset(self.task, total=count, description=what, unit=unit)
+
+    def advance(self, count: int) -> None:
+        self.progress.advance(self.task, count)
+
+    def say(self, text: str) -> None:
+        console.print(text)
+
+
+if __name__ == "__main__":
+    commandline.run_command(main)
