@@ -6,7 +6,7 @@
     python write_datasets.py --source.name=imagenet --source.path=ILSVRC2012 \\
         --image.max_resolution=500
     python write_datasets.py --source.name=imagefolder --source.path=FOLDER
-                                                           FOLDER/train/CLASS/..., FOLDER/val/CLASS/...
+                                                           FOLDER/train/CLASS/..., FOLDER/val/...
     python write_datasets.py --info data/sample/train.beton
 """
 
@@ -44,7 +44,7 @@ def write(config: WriteConfig) -> dict[str, Any]:
         written = write_dataset(source, config, _Bar(progress))
     files = list(written.values())
     show_table(
-        f"{source.name}, {len(source.classes):,} classes",
+        f"{source.name}, {len(source.classes):,} classes, in {files[0].path.parent}",
         ("file", "images", "bytes", "bytes/image", "seconds", "images/s"),
         [_row(file) for file in files],
     )
@@ -60,7 +60,7 @@ def _row(file: Written) -> tuple[str, ...]:
     figures = (file.images, file.bytes, file.bytes / file.images, file.seconds)
     rate = file.images / file.seconds
     return (
-        str(file.path), *(f"{n:,.0f}" for n in figures[:3]), f"{figures[3]:.1f}", f"{rate:,.0f}"
+        file.path.name, *(f"{n:,.0f}" for n in figures[:3]), f"{figures[3]:.1f}", f"{rate:,.0f}"
     )  # fmt: skip
 
 

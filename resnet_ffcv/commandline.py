@@ -222,10 +222,11 @@ def progress() -> Progress:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table for people: the first column left, the others right; no header if none is named."""
+    """A table for people. Named columns but the first are right-aligned, as figures are."""
     table = Table(title=title, title_justify="left", title_style="bold", show_header=any(columns))
     for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place else "left", overflow="fold")
+        right = place > 0 and any(columns)
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console.print(table)

@@ -86,7 +86,7 @@ def _build(config: TrainConfig, num_classes: int, device: torch.device) -> nn.Mo
     )
     if chosen.weights is not None:
         load_weights(model, chosen.weights, head=chosen.pretrained_head)
-    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.to(device).to(memory_format=torch.channels_last)
 
 
 def pick_device(config: TrainingConfig) -> torch.device:

@@ -5,7 +5,7 @@ ffcv, making a Loader and each `iter()` set torch's thread count for the whole p
 (`ffcv/pipeline/compiler.py:17`); here torch's count stays the user's.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from queue import Empty, Full
 from typing import Any
 
@@ -105,7 +105,7 @@ class Loader(ffcv.loader.Loader):  # type: ignore[misc]
     code: Any
     indices: Sequence[int]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Generator[Any, None, None]:
         Compiler.set_num_threads(self.num_workers)
         # FFCV cuts the order to whole batches where drop_last is set.
         order = self.next_traversal_order()[: len(self) * self.batch_size]

@@ -24,10 +24,14 @@ class Moment:
     in_epochs: bool
     losses: Sequence[float]  # validation losses, one an epoch, before this step
 
+    @property
+    def unit(self) -> int:
+        """Fractions of the run fall on multiples of so many steps."""
+        return self.steps_per_epoch if self.in_epochs else 1
+
     def step_at(self, fraction: float) -> int:
-        """The step on which a fraction of the run falls."""
-        unit = self.steps_per_epoch if self.in_epochs else 1
-        return round(fraction * self.total_steps / unit) * unit
+        """The step on which a fraction of the run falls: to the nearest, a half to the even one."""
+        return round(fraction * self.total_steps / self.unit) * self.unit
 
 
 def learning_rate(
@@ -61,21 +65,30 @@ def constant(config: LearningRateConfig, _: Moment) -> float:
 
 
 def step(config: LearningRateConfig, now: Moment) -> float:
-    """Times gamma after each `step_size` of the run, as torch's StepLR."""
-    period = max(1, now.step_at(config.step_size))
-    return config.base * config.gamma ** (now.step // period)
+    """Times gamma after each `step_size` of the run, at most once an epoch or step.
+
+    As torch's StepLR where `step_size` is a whole number of epochs or steps. Elsewhere each drop is
+    rounded on its own: a third of 100 epochs drops at 33 and 67, not at 33, 66 and 99.
+    """
+    size = max(config.step_size, now.unit / now.total_steps)
+    return _dropped(config, now, [count * size for count in range(1, int(1 / size) + 1)])
 
 
 def multistep(config: LearningRateConfig, now: Moment) -> float:
     """Times gamma at each milestone, as torch's MultiStepLR."""
-    passed = sum(now.step >= now.step_at(milestone) for milestone in config.milestones)
+    return _dropped(config, now, config.milestones)
+
+
+def _dropped(config: LearningRateConfig, now: Moment, milestones: Sequence[float]) -> float:
+    passed = sum(now.step >= now.step_at(milestone) for milestone in milestones)
     return config.base * float(config.gamma**passed)
 
 
 def plateau(config: LearningRateConfig, now: Moment) -> float:
     """Times gamma after more than `patience` epochs without a lower loss.
 
-    torch's ReduceLROnPlateau (mode min, relative threshold, no cooldown), replayed over the losses.
+    torch's ReduceLROnPlateau (mode min, relative threshold, no cooldown, eps 0), replayed over the
+    losses.
     """
     rate, best, waited = config.base, math.inf, 0
     for loss in now.losses:
@@ -90,7 +103,8 @@ def plateau(config: LearningRateConfig, now: Moment) -> float:
 
 def cosine(config: LearningRateConfig, now: Moment) -> float:
     """Half a cosine from `base`, at the end of the warm-up, to `final` after the last step."""
-    share = (now.step - config.warmup) / max(1, now.total_steps - config.warmup)
+    # Not below 0: a run shorter than its warm-up rises towards `base`.
+    share = max(0, now.step - config.warmup) / max(1, now.total_steps - config.warmup)
     return config.final + (config.base - config.final) * (1 + math.cos(math.pi * share)) / 2
 
 

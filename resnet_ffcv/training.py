@@ -3,7 +3,7 @@
 import itertools
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator
 from contextlib import closing
 from typing import Any
 
@@ -232,12 +232,12 @@ class Clock:
         self.began = self.seconds = self.waiting = 0.0
         self.compiled = False
 
-    def time(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """`batches`, timed from here on; closes them when it is closed."""
+    def time(self, batches: Loader) -> Generator[Any, None, None]:
+        """The batches of an epoch, timed from here on; ends the epoch when it is closed."""
         self.began = asked = time.perf_counter()
         self.waiting = 0.0
         iterator = iter(batches)
-        with closing(iterator):  # type: ignore[type-var]
+        with closing(iterator):
             for batch in iterator:
                 arrived = time.perf_counter()
                 if self.compiled:
@@ -282,11 +282,12 @@ def seed_generators(seed: int) -> None:
 
 def generator_states() -> dict[str, Any]:
     """States of the generators of torch, NumPy and Python, as tensors and plain values."""
-    _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    state: tuple[Any, ...] = np.random.get_state()  # type: ignore[assignment]  # noqa: NPY002
+    _, keys, *rest = state
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all(),
-        "numpy": [keys.tolist(), position, has_gauss, gauss],
+        "numpy": [keys.tolist(), *rest],
         "python": random.getstate(),
     }
 

@@ -58,9 +58,12 @@ def encode_task(task: Task, image: ImageConfig, seed: int) -> Encoded:
     return result
 
 
-def add_pixels(sums: np.ndarray | None, more: np.ndarray) -> np.ndarray | None:
-    """The sum of two arrays of pixels; None where their sizes differ, and None stays None."""
-    return sums + more if sums is not None and sums.shape == more.shape else None
+def add_pixels(sums: np.ndarray | None, more: np.ndarray | None) -> np.ndarray | None:
+    """The sum of two arrays of pixels; None where their sizes differ or one is None."""
+    if sums is None or more is None or sums.shape != more.shape:
+        return None
+    total: np.ndarray = sums + more
+    return total
 
 
 class Pool:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -63,6 +64,34 @@ def test_step_is_torchs() -> None:
     assert rates(config) == pytest.approx(each_step(expected))
 
 
+@pytest.mark.parametrize(
+    ("epochs", "size", "expected"),
+    [
+        (100, 1 / 3, [33, 67]),
+        (100, 0.333333, [33, 67]),
+        (7, 0.4, [3, 6]),
+        (5, 0.01, [1, 2, 3, 4]),
+        (5, 0.0, [1, 2, 3, 4]),
+        (5, 1.0, []),
+    ],
+)
+@pytest.mark.parametrize(("in_epochs", "per_epoch"), [(True, 3), (False, 1)])
+def test_steps_are_rounded_each_on_its_own(
+    epochs: int, size: float, expected: list[int], in_epochs: bool, per_epoch: int
+) -> None:
+    config = LearningRateConfig(schedule="step", base=1.0, gamma=0.5, step_size=size)
+    found = [
+        learning_rate(
+            config, step, total_steps=epochs * per_epoch, steps_per_epoch=per_epoch,
+            in_epochs=in_epochs, losses=[],
+        )
+        for step in range(epochs * per_epoch)
+    ]  # fmt: skip
+    drops = [step for step in range(1, len(found)) if found[step] < found[step - 1]]
+    assert drops == [epoch * per_epoch for epoch in expected]
+    assert found[-1] == 0.5 ** len(expected)
+
+
 def test_cosine_is_torchs() -> None:
     config = LearningRateConfig(schedule="cosine", base=0.3, final=0.01)
     total = EPOCHS * STEPS
@@ -99,8 +128,8 @@ def test_triangular_has_its_peak_and_no_lost_step() -> None:
     peak = EPOCHS * STEPS // 4
     assert found[0] == pytest.approx(0.8 / peak)
     assert found[peak - 1] == max(found) == pytest.approx(0.8)
-    ups = [b - a for a, b in zip(found[: peak - 1], found[1:peak], strict=True)]
-    downs = [a - b for a, b in zip(found[peak - 1 :], found[peak:], strict=False)]
+    ups = [b - a for a, b in pairwise(found[:peak])]
+    downs = [a - b for a, b in pairwise(found[peak - 1 :])]
     assert ups == pytest.approx([ups[0]] * len(ups))
     assert downs == pytest.approx([downs[0]] * len(downs))
     assert found[-1] == pytest.approx(downs[0])  # one step above 0
@@ -115,6 +144,37 @@ def test_warm_up_rises_evenly_into_the_schedule(schedule: str) -> None:
     assert found[5] == pytest.approx((0.02 + end) / 2)
     if schedule != "cosine":  # which begins after its warm-up
         assert found[10:] == pytest.approx(rates(plain)[10:])
+
+
+@pytest.mark.parametrize("steps", [5, 10])
+def test_cosine_in_a_run_no_longer_than_its_warm_up_rises_towards_base(steps: int) -> None:
+    config = LearningRateConfig(schedule="cosine", base=1.0, warmup=10)
+    found = [
+        learning_rate(
+            config, step, total_steps=steps, steps_per_epoch=1, in_epochs=False, losses=[]
+        )
+        for step in range(steps)
+    ]
+    assert found == pytest.approx([step / 10 for step in range(steps)])
+
+
+def test_cosine_ends_one_step_before_final() -> None:
+    config = LearningRateConfig(schedule="cosine", base=0.3, final=0.0, warmup=4)
+    expected = by_torch(lr_scheduler.CosineAnnealingLR, 0.3, EPOCHS * STEPS - 4,
+                        T_max=EPOCHS * STEPS - 4)  # fmt: skip
+    assert rates(config)[4:] == pytest.approx(expected)
+    assert rates(config)[-1] > 0
+
+
+def test_the_rate_follows_from_its_arguments_alone() -> None:
+    config = LearningRateConfig(schedule="plateau", base=0.1, patience=0)
+    options = {"total_steps": 90, "steps_per_epoch": 10, "in_epochs": True}
+    forwards = [learning_rate(config, 10 * n, losses=[1.0] * n, **options) for n in range(9)]
+    backwards = [
+        learning_rate(config, 10 * n, losses=[1.0] * n, **options) for n in range(8, -1, -1)
+    ]
+    assert forwards == backwards[::-1]
+    assert forwards[:4] == pytest.approx([0.1, 0.1, 0.01, 0.001])
 
 
 def test_constant_warm_up_is_the_papers_for_110_layers() -> None:

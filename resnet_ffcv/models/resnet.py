@@ -95,6 +95,9 @@ def bottleneck_block(
     return Block(in_width, layers, stride, shortcut)
 
 
+BlockBuilder = Callable[[int, int, int, str], Block]  # of in_width, width, stride, shortcut
+
+
 class ResNet(nn.Module):
     """A residual network: stem, stages, mean over places, classifier.
 
@@ -110,7 +113,7 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
-        block: Callable[[int, int, int, str], Block],
+        block: BlockBuilder,
         stages: Sequence[tuple[int, int]],
         *,
         num_classes: int,
@@ -172,13 +175,17 @@ def build_model(
     stride_in: str | None = None,
     zero_init: bool = False,
 ) -> nn.Module:
-    """A freshly initialised network.
+    """A freshly initialised network: (n, 3, h, w) -> logits (n, num_classes).
+
+    Convolutions start as in He et al. 2015b, normal with fan-out, as torchvision's
+    (models/resnet.py:210); timm's models start as timm has it.
 
     Args:
         name: resnet18, 34, 50, 101, 152 (ImageNet); any other resnet of 6n+2 layers (CIFAR); or
             timm/NAME.
         shortcut: A, B or C; None: A for CIFAR's, B for ImageNet's.
-        stride_in: "1x1" or "3x3", of bottlenecks only; None: 3x3.
+        stride_in: "1x1" or "3x3", of bottlenecks; None: 3x3. Networks of basic blocks have no such
+            choice: it is checked, ignored and recorded as None.
         zero_init: start each block's last BatchNorm at zero.
 
     Returns:
@@ -192,38 +199,61 @@ def build_model(
         raise UsageError(f"a model wants at least one class, not {num_classes}")
     if name.startswith("timm/"):
         return _build_timm(name, num_classes, shortcut, stride_in, zero_init)
-    found = re.fullmatch(r"resnet([1-9]\d*)", name)
-    depth = int(found[1]) if found else 0
+    depth = _depth(name)
+    if shortcut not in (None, "A", "B", "C"):
+        raise UsageError(f"model.shortcut={shortcut}: it is A, B or C")
+    if stride_in not in (None, "1x1", "3x3"):
+        raise UsageError(f"model.stride_in={stride_in}: it is 1x1 or 3x3")
     is_cifar = depth not in IMAGENET_BLOCKS
-    if is_cifar and (depth < 8 or depth % 6 != 2):
-        known = [f"resnet{n}" for n in (*IMAGENET_BLOCKS, 20, 32, 44, 56, 110)]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-        raise UsageError(
-            f"model.name={name}: no such model; the nearest is {near}, others are timm/NAME"
-        )
-    if shortcut not in (None, "A", "B", "C") or stride_in not in (None, "1x1", "3x3"):
-        raise UsageError(f"shortcut={shortcut} or stride_in={stride_in}: no such choice")
-    shortcut = shortcut or ("A" if is_cifar else "B")
-    is_deep = depth >= 50 and not is_cifar
-    stride_in = (stride_in or "3x3") if is_deep else None
-    block = partial(bottleneck_block, stride_in=stride_in) if is_deep else basic_block
     blocks = ((depth - 2) // 6,) * 3 if is_cifar else IMAGENET_BLOCKS[depth]
     width = 16 if is_cifar else 64
+    shortcut = shortcut or ("A" if is_cifar else "B")
+    is_deep = depth >= 50 and not is_cifar
+    block: BlockBuilder = basic_block
+    if is_deep:
+        stride_in = stride_in or "3x3"
+        block = partial(bottleneck_block, stride_in=stride_in)
+    else:
+        stride_in = None  # recipes share it; without bottlenecks it says nothing
     return ResNet(
-        block,  # type: ignore[arg-type]  # mypy loses the partial's signature
+        block,
         [(width * 2**place, count) for place, count in enumerate(blocks)],
         num_classes=num_classes,
         expansion=4 if is_deep else 1,
         shortcut=shortcut,
         large_stem=not is_cifar,
         zero_init=zero_init,
-        spec={
-            "name": name,
-            "num_classes": num_classes,
-            "shortcut": shortcut,
-            "stride_in": stride_in,
-        },
+        spec=_spec(name, num_classes, shortcut, stride_in),
     )
+
+
+def _depth(name: str) -> int:
+    found = re.fullmatch(r"resnet([1-9][0-9]{0,4})", name)
+    depth = int(found[1]) if found else 0
+    if depth in IMAGENET_BLOCKS or (depth >= 8 and depth % 6 == 2):
+        return depth
+    near = f"timm/{name}" if timm.is_model(name) else f"resnet{_nearest_depth(name)}"
+    raise UsageError(
+        f"model.name={name}: no such model; the nearest is {near}, others are timm/NAME"
+    )
+
+
+def _nearest_depth(name: str) -> int:
+    number = re.search("[0-9]{1,5}", name)
+    wanted = int(number[0]) if number else 20
+    depths: list[int] = [*IMAGENET_BLOCKS, *range(8, 1203, 6)]
+    return min((abs(depth - wanted), depth) for depth in depths)[1]
+
+
+def _spec(
+    name: str, num_classes: int, shortcut: str | None, stride_in: str | None
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "num_classes": num_classes,
+        "shortcut": shortcut,
+        "stride_in": stride_in,
+    }
 
 
 def _build_timm(
@@ -233,11 +263,8 @@ def _build_timm(
         raise UsageError(f"{name}: shortcut, stride_in and zero_init are for our ResNets only")
     architecture = name.removeprefix("timm/")
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=1, cutoff=0)
-        raise UsageError(
-            f"model.name={name}: timm has no such model; the nearest is timm/{near[0]}"
-        )
-    model: nn.Module = timm.create_model(architecture, num_classes=num_classes)
-    spec = {"name": name, "num_classes": num_classes, "shortcut": None, "stride_in": None}
-    model.spec = spec  # type: ignore[assignment]  # a plain dict, as ResNet's
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=1, cutoff=0)[0]
+        raise UsageError(f"model.name={name}: timm has no such model; the nearest is timm/{near}")
+    model: nn.Module = timm.create_model(architecture, num_classes=num_classes, pretrained=False)
+    model.spec = _spec(name, num_classes, None, None)  # type: ignore[assignment]  # a plain dict
     return model

@@ -3,7 +3,8 @@
 Nothing that is read here can run code: torch.load with `weights_only`, or safetensors.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,53 +13,84 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from resnet_ffcv.errors import FailureError
+from resnet_ffcv.errors import FailureError, UsageError
 
-# What wrappers and other codebases put around the names: DataParallel, torch.compile.
+State = Mapping[str, Tensor]
+
+# What wrappers put before the names: DataParallel, torch.compile.
 PREFIXES = ("module.", "_orig_mod.")
 # akamaster/pytorch_resnet_cifar10 (resnet.py:96) calls the classifier `linear`.
 RENAMED = {"linear.weight": "fc.weight", "linear.bias": "fc.bias"}
+SPEC = ("name", "num_classes", "shortcut", "stride_in")  # what build_model records
+NEW_HEAD = "model.pretrained_head=new takes all but the classifier"
 SHOWN = 3  # names in an error
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
-    """A file of weights as {"model": state dict, ...}, tensors on the CPU.
+    """A file of weights as {"model": state dict, ...}, tensors on the CPU, our networks' names.
 
-    A checkpoint of train.py also has "spec", "classes", "normalize", "view" and more; other files
-    have "model" alone, with names as in our networks.
+    A checkpoint of train.py also has "spec", "classes", "normalize", "view" and more; safetensors
+    have "spec" where their metadata has it, as JSON; other files have "model" alone.
 
     Raises:
-        FailureError: no such file, no weights in it, or a pickle of more than tensors.
+        FailureError: no such file, no weights in it, or a pickle of more than tensors and plain
+            values.
     """
     path = Path(path)
+    content = _read_file(path)
+    state = _find_state(content)
+    if state is None:
+        raise FailureError(
+            f"{path} holds no weights: no state dict of tensors, alone or as `model` or "
+            "`state_dict`"
+        )
+    if "spec" not in content:
+        return {"model": {RENAMED.get(name, name): value for name, value in state.items()}}
+    if not isinstance(content["spec"], Mapping) or not content["spec"].keys() >= set(SPEC):
+        raise FailureError(f"{path} says what model it holds, but not its {', '.join(SPEC)}")
+    return {**content, "model": state}
+
+
+def _read_file(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
-            content: Any = safetensors.torch.load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise FailureError(f"no weights file {path}") from error
+            return _read_safetensors(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        reason = error.strerror or error  # safetensors sets no strerror
+        raise FailureError(f"weights {path} cannot be read: {reason}") from error
     except Exception as error:  # torch.load and safetensors raise many kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # Not torch's message, which would have the user load it with `weights_only` off.
         raise FailureError(
-            f"{path} cannot be read as weights (a checkpoint of train.py, a state dict of tensors "
-            f"or safetensors): {reason}"
+            f"weights {path} cannot be read: the file is damaged, of another kind or pickles "
+            "objects that could run code; give a checkpoint of train.py, a state dict saved by "
+            "torch.save(model.state_dict(), FILE) or .safetensors"
         ) from error
-    if not isinstance(content, Mapping):
-        raise FailureError(f"{path} holds no weights but a {type(content).__name__}")
-    if "spec" in content and "model" in content:
-        return dict(content)
-    for wrapper in ("state_dict", "model"):
-        content = content.get(wrapper, content)
-    if not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise FailureError(f"{path} holds no state dict of tensors")
-    return {"model": {_own_name(name): value for name, value in content.items()}}
 
 
-def _own_name(name: str) -> str:
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
-    return RENAMED.get(name, name)
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    spec = {"spec": json.loads(metadata["spec"])} if "spec" in metadata else {}
+    return {"model": safetensors.torch.load_file(path), **spec}
+
+
+def _find_state(content: Any) -> dict[str, Tensor] | None:
+    """The state dict that a file's content is or holds, without wrappers' prefixes."""
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping):
+            content = content.get(key, content)
+    if not isinstance(content, Mapping) or not content:
+        return None
+    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
+        return None
+    return {_without_prefixes(name): value for name, value in content.items()}
+
+
+def _without_prefixes(name: str) -> str:
+    while name.startswith(PREFIXES):
+        name = name.partition(".")[2]
+    return name
 
 
 def load_weights(model: nn.Module, path: str | Path, *, head: str = "keep") -> None:
@@ -69,49 +101,60 @@ def load_weights(model: nn.Module, path: str | Path, *, head: str = "keep") -> N
             number of classes.
 
     Raises:
+        UsageError: no such `head`.
         FailureError: the file cannot be read, records another model, or its names or shapes are not
             the model's. The model is unchanged then.
     """
+    if head not in ("keep", "new"):
+        raise UsageError(f"model.pretrained_head={head}: it is keep or new")
     weights = read_weights(path)
-    skipped = classifier_names(model) if head == "new" else set()
     if "spec" in weights:
-        _check_spec(weights["spec"], model.spec, path, num_classes=head == "keep")  # type: ignore[arg-type]
-    given = {name: value for name, value in weights["model"].items() if name not in skipped}
-    wanted = {name: value for name, value in model.state_dict().items() if name not in skipped}
-    # Files from before PyTorch 0.4.1 have no counters of batches, which nothing here reads.
-    counters = {
-        name for name in wanted.keys() - given.keys() if name.endswith("num_batches_tracked")
-    }
-    _check_names(given, wanted, counters, path)
+        _check_spec(weights["spec"], model.spec, path, head)  # type: ignore[arg-type]
+    classifier = classifier_names(model)
+    whole = weights["model"], model.state_dict()
+    body = _without(whole[0], classifier), _without(whole[1], classifier)
+    given, wanted = body if head == "new" else whole
+    problems = _differences(given, wanted)
+    if problems:
+        hint = "" if _differences(*body) else f"; {NEW_HEAD}"
+        raise FailureError(f"{path} does not fit the model: {'; '.join(problems)}{hint}")
     model.load_state_dict(given, strict=False)
 
 
 def classifier_names(model: nn.Module) -> set[str]:
     """The names of the classifier's parameters: `fc` in ours, what timm says in timm's."""
     config = getattr(model, "default_cfg", None) or {}
-    classifiers = config.get("classifier", "fc")
-    classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    names = model.state_dict()
-    return {name for name in names if name.rpartition(".")[0] in classifiers}
+    named = config.get("classifier", "fc")
+    parts = (named,) if isinstance(named, str) else tuple(named)
+    return {
+        name for name in model.state_dict() if any(name.startswith(f"{part}.") for part in parts)
+    }
+
+
+def _without(state: State, names: Collection[str]) -> State:
+    return {name: value for name, value in state.items() if name not in names}
 
 
 def _check_spec(
-    given: Mapping[str, Any], wanted: Mapping[str, Any], path: str | Path, *, num_classes: bool
+    given: Mapping[str, Any], wanted: Mapping[str, Any], path: str | Path, head: str
 ) -> None:
-    for key in ("name", "shortcut", "stride_in", *(("num_classes",) if num_classes else ())):
-        if given.get(key) != wanted[key]:
-            hint = "; model.pretrained_head=new takes all but the classifier"
+    for key in SPEC:
+        if given[key] != wanted[key] and not (key == "num_classes" and head == "new"):
+            hint = f"; {NEW_HEAD}" if key == "num_classes" else ""
             raise FailureError(
-                f"{path} holds a model with {key} {given.get(key)}, this one has {wanted[key]}"
-                + (hint if key == "num_classes" else "")
+                f"{path} holds a model with {key} {given[key]}, this one has {wanted[key]}{hint}"
             )
 
 
-def _check_names(
-    given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], optional: set[str], path: str | Path
-) -> None:
-    problems = {
-        "missing": [name for name in wanted if name not in given and name not in optional],
+def _differences(given: State, wanted: State) -> list[str]:
+    """What of `given` does not fit `wanted`, a phrase for each kind."""
+    kinds = {
+        # Files from before PyTorch 0.4.1 have no counters of batches, which nothing here reads.
+        "missing": [
+            name
+            for name in wanted
+            if name not in given and not name.endswith("num_batches_tracked")
+        ],
         "unexpected": [name for name in given if name not in wanted],
         "of another shape": [
             f"{name} {tuple(given[name].shape)}, not {tuple(wanted[name].shape)}"
@@ -119,10 +162,8 @@ def _check_names(
             if name in given and given[name].shape != wanted[name].shape
         ],
     }
-    found = [
-        f"{len(names)} {what} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
-        for what, names in problems.items()
+    return [
+        f"{len(names)} {kind} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
+        for kind, names in kinds.items()
         if names
     ]
-    if found:
-        raise FailureError(f"{path} does not fit the model: {'; '.join(found)}")
