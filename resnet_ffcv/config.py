@@ -215,8 +215,10 @@ class LearningRateConfig:
     final: float = key(0.0, "cosine, triangular: rate at the end", low=0.0)
     gamma: float = key(0.1, "step, multistep, plateau: factor at each drop", low=0.0, high=1.0)
     milestones: tuple[float, ...] = key((0.5, 0.75), "multistep: where it drops", low=0.0, high=1.0)
-    step_size: float = key(0.333333, "step: from drop to drop", low=0.0, high=1.0)
-    peak_at: float = key(0.25, "triangular: where lr.base is reached", low=0.0, high=1.0)
+    step_size: float = key(0.333333, "step: from drop to drop", low=1e-6, high=1.0)
+    peak_at: float = key(
+        0.25, "triangular: where lr.base is reached, in whole steps", low=0.0, high=1.0
+    )
     patience: int = key(5, "plateau: epochs without a lower validation loss before a drop", low=0)
     threshold: float = key(
         1e-4, "plateau: a loss counts as lower when it is so by this share", low=0.0, high=1.0

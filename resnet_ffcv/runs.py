@@ -19,6 +19,7 @@ from resnet_ffcv import config as configuration
 from resnet_ffcv.config import TrainConfig
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.files import write_whole
+from resnet_ffcv.models import read_weights
 
 Record = dict[str, Any]  # one epoch's figures, a line of log.jsonl
 
@@ -133,14 +134,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         FailureError: it cannot be read, or is none of ours.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(checkpoint, dict) and "records" in checkpoint:
-            return checkpoint
-        reason = "it is no checkpoint of train.py"
-    except Exception as error:  # torch.load raises many kinds
-        reason = str(error).splitlines()[0]
-    raise FailureError(f"checkpoint {path} cannot be used: {reason}")
+    checkpoint = read_weights(path)
+    if "records" not in checkpoint:
+        raise FailureError(f"{path} is no checkpoint of train.py")
+    return checkpoint
 
 
 def _fresh_folder(model: str) -> Path:
