@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from resnet_ffcv import loader as ffcv
@@ -255,4 +256,10 @@ def read_picture(path: Path, resolution: int, center_ratio: float) -> np.ndarray
     side = max(1, int(center_ratio * min(width, height)))
     left, top = (width - side) // 2, (height - side) // 2
     window = (left, top, left + side, top + side)
-    return np.asarray(image.resize((resolution, resolution), Image.Resampling.BOX, box=window))
+    return np.array(image.resize((resolution, resolution), Image.Resampling.BOX, box=window))
+
+
+def readable_name(name: str) -> str:
+    """ImageNet's WordNet ids as words, such as n01440764 as tench; any other name as it is."""
+    words: dict[str, str] = ImageNetInfo().label_descriptions(as_dict=True)
+    return words.get(name, name)

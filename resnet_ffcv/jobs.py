@@ -22,6 +22,7 @@ from resnet_ffcv.data import (
     load_test_data,
     open_file,
     read_picture,
+    readable_name,
 )
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.models import build_model, load_weights, read_weights
@@ -219,12 +220,6 @@ def _classes_of_foreign_weights(config: TrainConfig, given: Given) -> list[str]:
     if "data.val" in given:
         return open_file(config.data.val, "data.val").manifest.classes
     return list(ImageNetInfo().label_names())
-
-
-def readable_name(name: str) -> str:
-    """ImageNet's WordNet ids as words, such as n01440764 as tench; any other name as it is."""
-    info = ImageNetInfo()
-    return str(info.label_name_to_description(name)) if info.has_label(name) else name
 
 
 def _accuracy(counts: Counts) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from resnet_ffcv import config as configuration
 from resnet_ffcv.config import TrainConfig, TrainingConfig
-from resnet_ffcv.data import Data
+from resnet_ffcv.data import Data, readable_name
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.loader import Loader
 from resnet_ffcv.runs import Record, Run
@@ -168,7 +168,8 @@ class Trainer:
 
     def _draw_batch(self, inputs: Tensor, labels: Tensor) -> None:
         pixels = self.data.normalize.pixels(inputs[:16]).cpu().numpy()
-        self.run.draw_batch(pixels, [self.data.classes[label] for label in labels[:16].tolist()])
+        names = [readable_name(self.data.classes[label]) for label in labels[:16].tolist()]
+        self.run.draw_batch(pixels, [name.split(",")[0] for name in names])
 
     def _stopped_early(self) -> bool:
         patience = self.config.training.early_stop
