@@ -14,7 +14,7 @@ fail() { say "$@"; exit 1; }
 
 # What a finished set-up depends on. The folder belongs to it: a .venv cannot be moved.
 fingerprint() {
-    { pwd; "$PYTHON" -VV; cat requirements.lock pyproject.toml tools/setup.sh; } | sha256sum
+    { pwd; "$PYTHON" -VV; cat requirements.lock tools/setup.sh; } | sha256sum
 }
 
 # ffcv's build asks pkg-config for all of OpenCV and includes <opencv2/opencv.hpp>, but links only core
