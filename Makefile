@@ -1,16 +1,14 @@
 # The commands of this repository; `make` alone lists them.
-PYTHON ?= python3
-export PYTHON
 run := .venv/bin/python
 
 .PHONY: help setup demo test lint bench lock
 
 help:
-	@echo 'make setup   everything that is needed, in .venv (the others do this first)'
+	@echo 'make setup   everything that is needed, in .venv (the others do this first); PYTHON=... names the Python'
 	@echo 'make demo    write the sample, train a ResNet-20 on it, show the result: some minutes'
 	@echo 'make test    the tests; ARGS=... goes to pytest'
 	@echo 'make lint    ruff and mypy'
-	@echo 'make bench   the benchmarks that are there'
+	@echo 'make bench   the benchmarks'
 	@echo 'make lock    write requirements.lock anew from pyproject.toml (needs uv)'
 
 setup:
@@ -29,7 +27,7 @@ lint: setup
 	$(run) -m mypy
 
 bench: setup
-	@$(run) -c 'import benchmarks' 2>/dev/null || { echo 'there are no benchmarks yet'; exit 1; }
+	@test -d benchmarks || { echo 'there are no benchmarks yet'; exit 1; }
 	$(run) -m benchmarks
 
 lock:

@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.progress import Progress
 
 from resnet_ffcv import commandline
-from resnet_ffcv.beton import JPG, read_tables
+from resnet_ffcv.beton import JPG, TYPE_IDS, VERSION, read_tables
 from resnet_ffcv.commandline import console, show_table
 from resnet_ffcv.config import WriteConfig
-from resnet_ffcv.manifest import read_manifest
+from resnet_ffcv.manifest import Manifest, manifest_path, read_manifest
 from resnet_ffcv.sources import open_source
 from resnet_ffcv.writer import Report, Written, write_dataset
 
@@ -65,24 +66,36 @@ def _row(file: Written) -> tuple[str, ...]:
 
 
 def show_info(path: Path) -> dict[str, Any]:
-    """What is in a .beton file, by its tables and its manifest."""
-    tables, manifest = read_tables(path), read_manifest(path)
-    jpegs = int((tables.metadata["image"]["mode"] == JPG).sum())
-    classes = manifest.classes
-    some = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+    """What is in a .beton file, by its tables and, if write_datasets.py wrote it, its manifest."""
+    tables = read_tables(path)
+    manifest = read_manifest(path) if manifest_path(path).exists() else None
+    images = tables.metadata["image"]
+    jpegs = int((images["mode"] == JPG).sum())
     rows = {
-        "source": manifest.source,
-        "images": f"{manifest.samples:,} ({jpegs:,} JPEG, {manifest.samples - jpegs:,} raw)",
-        "classes": f"{len(classes):,}: {some}",
-        "width": "{} to {}, median {}".format(*(manifest.width[i] for i in (0, 2, 1))),
-        "height": "{} to {}, median {}".format(*(manifest.height[i] for i in (0, 2, 1))),
+        "format": f"version {VERSION}, fields {', '.join(TYPE_IDS)}, pages of {tables.page_size:,}",
+        "images": f"{len(images):,} ({jpegs:,} JPEG, {len(images) - jpegs:,} raw)",
+        **{side: _range(images[side]) for side in ("width", "height")},
         "image bytes": f"{int(tables.allocations['size'].sum()):,}",
         "file bytes": f"{path.stat().st_size:,}",
+        **(_from_manifest(manifest) if manifest else {"manifest": "none; FFCV writes none"}),
+    }
+    show_table(str(path), ("", ""), list(rows.items()))
+    classes = manifest.classes if manifest else None
+    return {"file": str(path), "images": len(images), "jpegs": jpegs, "classes": classes}
+
+
+def _range(sides: np.ndarray) -> str:
+    return f"{sides.min()} to {sides.max()}, median {int(np.median(sides))}"
+
+
+def _from_manifest(manifest: Manifest) -> dict[str, str]:
+    classes = manifest.classes
+    return {
+        "source": manifest.source,
+        "classes": f"{len(classes):,}: {', '.join(classes[:5])}{', ...' * (len(classes) > 5)}",
         "options": ", ".join(f"{k}={v}" for k, v in manifest.options.items() if v is not None),
         "SHA-256": manifest.sha256,
     }
-    show_table(str(path), ("", ""), list(rows.items()))
-    return {"file": str(path), "images": manifest.samples, "jpegs": jpegs, "classes": classes}
 
 
 class _Bar(Report):

@@ -95,8 +95,10 @@ def read_tables(path: Path) -> Tables:
             samples, count = int(header["num_samples"]), int(header["num_fields"])
             fields = _read(path, file.read(count * FIELD.itemsize), FIELD, count)
             _check_fields(path, fields)
-            metadata = _read(path, file.read(samples * METADATA.itemsize), METADATA, samples)
             table = int(header["alloc_table_ptr"])
+            if first_page(samples, int(header["page_size"])) > table:  # before so much is read
+                raise FailureError(f"{path}: its header is damaged; write it again")
+            metadata = _read(path, file.read(samples * METADATA.itemsize), METADATA, samples)
             file.seek(table)
             rows = (size - table) // ALLOCATION.itemsize
             allocations = _read(path, file.read(), ALLOCATION, rows)

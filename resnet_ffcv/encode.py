@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from resnet_ffcv.beton import JPG, MAX_SIDE, RAW
 from resnet_ffcv.config import ImageConfig
 
+MAX_JPEG_SIDE = 65_500  # pixels, of libjpeg
 SMALL_SIDE = 64  # image.mode null: raw where no image has a longer side
 
 # Start of frame markers of JPEGs that every libjpeg decodes: baseline, extended, progressive.
@@ -48,9 +49,13 @@ def encode(
         image, jpeg = _open(content, config)
     width, height = fit(image.width, image.height, config.max_resolution)
     if max(width, height) > MAX_SIDE:
-        raise ValueError(f"{width} x {height} pixels: a side may have {MAX_SIDE:,} at most")
+        raise ValueError(
+            f"{width} x {height} pixels: a side may have {MAX_SIDE:,} at most; set "
+            "image.max_resolution"
+        )
     if (width, height) != image.size:
-        # BOX is the mean of the area below each pixel, as OpenCV's INTER_AREA.
+        # BOX averages the pixels whose centres lie below each new one; FFCV's INTER_AREA, close
+        # to it, also takes shares of those at the border.
         image, jpeg = image.resize((width, height), Image.Resampling.BOX), None
     raw_size = width * height * 3
     if config.mode == "raw" or (
@@ -76,6 +81,11 @@ def _store_raw(image: Image.Image) -> tuple[Stored, Image.Image]:
 
 
 def _to_jpeg(image: Image.Image, quality: int) -> bytes:
+    if max(image.size) > MAX_JPEG_SIDE:
+        raise ValueError(
+            f"{image.width} x {image.height} pixels: a JPEG's side may have {MAX_JPEG_SIDE:,} at "
+            "most; set image.max_resolution"
+        )
     out = io.BytesIO()
     image.save(out, "JPEG", quality=quality, subsampling="4:2:0")
     return out.getvalue()
@@ -83,7 +93,11 @@ def _to_jpeg(image: Image.Image, quality: int) -> bytes:
 
 def _open(content: bytes, config: ImageConfig) -> tuple[Image.Image, bytes | None]:
     """(pixels as RGB or L, the content itself where it may be stored as it is)."""
-    with Image.open(io.BytesIO(content)) as opened:
+    try:
+        opened = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError as error:  # its words name an object in memory
+        raise ValueError("it is empty" if not content else "no format that Pillow knows") from error
+    with opened:
         opened.load()  # raises where data is missing
         must_turn = config.apply_orientation and opened.getexif().get(ORIENTATION) in TURNED
         image = ImageOps.exif_transpose(opened) if must_turn else opened

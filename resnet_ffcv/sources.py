@@ -78,6 +78,8 @@ def _open_cifar(name: str, folder: Path) -> Source:
     from torchvision import datasets
 
     kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+    if folder.name in (kind.filename, kind.base_folder):  # the archive, or what it unpacks to
+        folder = folder.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         train, val = (kind(folder, train=part, download=True) for part in (True, False))
@@ -103,10 +105,9 @@ def _open_folder(name: str, folder: Path) -> Source:
     classes = _class_folders(train, name)
     found = _class_folders(val, name)
     if found != classes:
-        only = sorted(set(classes) ^ set(found))
         raise FailureError(
-            f"{train} and {val} have different classes: {len(only)} are in one alone, "
-            f"such as {only[0]}"
+            f"the class folders differ: {_only(train, classes, found)}, "
+            f"{_only(val, found, classes)}; give both the same"
         )
     if name == "imagenet" and len(classes) != IMAGENET_CLASSES:
         raise FailureError(
@@ -114,6 +115,12 @@ def _open_folder(name: str, folder: Path) -> Source:
             "take source.name=imagefolder"
         )
     return Source(name, classes, {"train": _scan(train, classes), "val": _scan(val, classes)})
+
+
+def _only(folder: Path, names: list[str], others: list[str]) -> str:
+    only = sorted(set(names) - set(others))
+    more = f" and {len(only) - 5:,} more" if len(only) > 5 else ""
+    return f"in {folder} alone {', '.join(only[:5]) or 'none'}{more}"
 
 
 def _class_folders(folder: Path, name: str) -> list[str]:

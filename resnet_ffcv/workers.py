@@ -2,12 +2,13 @@
 
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def encode_task(task: Task, image: ImageConfig, seed: int) -> Encoded:
 
 
 def add_pixels(sums: np.ndarray | None, more: np.ndarray | None) -> np.ndarray | None:
-    """The sum of two arrays of pixels; None where their sizes differ or one is None."""
+    """The sum of two arrays of pixels; None where one is None or their sizes differ."""
     if sums is None or more is None or sums.shape != more.shape:
         return None
     total: np.ndarray = sums + more
@@ -75,7 +76,7 @@ class Pool:
     def __init__(self, workers: int | None) -> None:
         self.workers = workers or len(os.sched_getaffinity(0))
         self.executor = ProcessPoolExecutor(
-            self.workers, mp_context=get_context("forkserver"), initializer=_ignore_interrupts
+            self.workers, mp_context=get_context("forkserver"), initializer=_start_worker
         )
 
     def close(self) -> None:
@@ -97,9 +98,19 @@ class Pool:
             yield _result(*ahead.popleft())
 
 
-def _ignore_interrupts() -> None:
+def _start_worker() -> None:
     # Ctrl-C reaches the whole process group; only the coordinator answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_coordinator, daemon=True).start()
+
+
+def _end_with_coordinator() -> None:
+    # A worker holds both ends of the queue it waits on, and would wait for a dead coordinator for
+    # ever.
+    coordinator = parent_process()
+    if coordinator is not None:
+        connection.wait([coordinator.sentinel])
+        os._exit(1)
 
 
 def _result(task: Task, future: "Future[Encoded]") -> Encoded:
@@ -107,6 +118,6 @@ def _result(task: Task, future: "Future[Encoded]") -> Encoded:
         return future.result()
     except BrokenProcessPool as error:
         raise FailureError(
-            f"a worker was killed, for lack of memory perhaps, near {task.names[0]}; try fewer "
-            "writer.workers"
+            "a worker was killed, for lack of memory perhaps, at or after "
+            f"{task.names[0]}; try fewer writer.workers"
         ) from error

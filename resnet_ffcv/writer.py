@@ -4,6 +4,7 @@ Worker processes encode; this one places the samples in their order and writes, 
 is independent of the number of workers. FFCV's own DatasetWriter waits for ever when one fails.
 """
 
+import errno
 import hashlib
 import io
 import math
@@ -29,7 +30,8 @@ from resnet_ffcv.sources import Source, Split
 from resnet_ffcv.workers import Encoded, Pool, Task, add_pixels
 
 PROBES = 200  # images that the size of a split is judged by
-TASK_FILES, TASK_ARRAYS = 16, 500  # images in a task for a worker
+# In a task for a worker: images at most, and bytes of files, so that few large ones are in memory.
+TASK_FILES, TASK_ARRAYS, TASK_BYTES = 16, 500, 1 << 22
 
 
 class Report:
@@ -107,14 +109,31 @@ class Job:
     def tasks(self, indices: np.ndarray) -> Iterator[Task]:
         """The images cut into tasks, in order."""
         items = self.images.items
-        size = TASK_ARRAYS if isinstance(items, np.ndarray) else TASK_FILES
-        for start in range(0, len(indices), size):
-            part = [int(index) for index in indices[start : start + size]]
-            names = [self.images.describe(index) for index in part]
-            yield Task(self.split, part, [items[index] for index in part], names)
+        in_memory = isinstance(items, np.ndarray)
+        part: list[int] = []
+        weight = 0
+        for index in map(int, indices):
+            part.append(index)
+            weight += 0 if in_memory else _file_size(items[index])
+            if len(part) == (TASK_ARRAYS if in_memory else TASK_FILES) or weight > TASK_BYTES:
+                yield self._task(part)
+                part, weight = [], 0
+        if part:
+            yield self._task(part)
+
+    def _task(self, part: list[int]) -> Task:
+        names = [self.images.describe(index) for index in part]
+        return Task(self.split, part, [self.images.items[index] for index in part], names)
 
     def encode(self, indices: np.ndarray, pool: Pool) -> Iterator[Encoded]:
         return pool.encode(self.tasks(indices), self.config.image, self.config.writer.seed)
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # the worker that reads it says what is wrong
+        return 0
 
 
 def choose(count: int, config: WriterConfig) -> np.ndarray:
@@ -165,10 +184,14 @@ def refuse_if_too_large(jobs: list[Job], folder: Path, pool: Pool) -> None:
 
 def write_split(job: Job, folder: Path, pool: Pool, report: Report) -> Written:
     """Writes one file and its manifest, with pages as large as the largest sample needs."""
+    began = time.monotonic()
+    path = folder / f"{job.split}.beton"
     page_size = beton.DEFAULT_PAGE_SIZE
     while True:
         try:
-            return _write_split(job, folder / f"{job.split}.beton", page_size, pool, report)
+            _write_split(job, path, page_size, pool, report)
+            size, seconds = path.stat().st_size, time.monotonic() - began
+            return Written(path, len(job.indices), size, seconds)
         except SampleTooLargeError as error:
             page_size = 1 << (error.size - 1).bit_length()
             if page_size > beton.MAX_PAGE_SIZE:
@@ -176,10 +199,10 @@ def write_split(job: Job, folder: Path, pool: Pool, report: Report) -> Written:
             report.say(f"an image takes {error.size:,} bytes: again with pages of {page_size:,}")
 
 
-def _write_split(job: Job, path: Path, page_size: int, pool: Pool, report: Report) -> Written:
-    began = time.monotonic()
+def _write_split(job: Job, path: Path, page_size: int, pool: Pool, report: Report) -> None:
     part = path.with_name(f".{path.name}.part")
     report.begin(f"write {path.name}", len(job.indices), "images")
+    pages = None
     try:
         with part.open("wb") as file:
             pages = PageWriter(file, beton.first_page(len(job.indices), page_size), page_size)
@@ -192,11 +215,29 @@ def _write_split(job: Job, path: Path, page_size: int, pool: Pool, report: Repor
         os.replace(part, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise FailureError(f"{path} could not be written: {error.strerror}") from error
+        missing = _say_what_is_missing(error, job, pages)
+        raise FailureError(f"{path} could not be written: {error.strerror}{missing}") from error
     finally:
         part.unlink(missing_ok=True)
-    write_manifest(describe(job, path, content, pages, sha256), path)
-    return Written(path, len(job.indices), path.stat().st_size, time.monotonic() - began)
+    try:
+        write_manifest(describe(job, path, content, pages, sha256), path)
+    except BaseException:  # Ctrl-C too; a file alone is of no use
+        path.unlink()
+        _pixel_mean_path(path).unlink(missing_ok=True)
+        raise
+
+
+def _say_what_is_missing(error: OSError, job: Job, pages: "PageWriter | None") -> str:
+    """Of a full disk: how far it reached and, by what was placed until then, what is missing."""
+    placed = pages.allocations if pages else []
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or not placed:
+        return ""
+    rest = len(job.indices) - len(placed)
+    missing = sum(size for _, _, size in placed) / len(placed) * rest
+    return (
+        f" after {len(placed):,} of {len(job.indices):,} images; the rest needs about "
+        f"{missing / 1e9:,.3f} GB more"
+    )
 
 
 class PageWriter:
@@ -336,8 +377,12 @@ def moments(histogram: np.ndarray) -> tuple[list[float], list[float]]:
     return means, deviations
 
 
+def _pixel_mean_path(path: Path) -> Path:
+    return path.with_name(path.name + ".pixel_mean.npy")
+
+
 def _write_pixel_mean(path: Path, content: Content) -> str | None:
-    target = path.with_name(path.name + ".pixel_mean.npy")
+    target = _pixel_mean_path(path)
     if content.sums is None:
         target.unlink(missing_ok=True)
         return None

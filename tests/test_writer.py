@@ -1,0 +1,484 @@
+"""Whole files, the same bytes for any number of workers, and what stock FFCV reads from them."""
+
+import hashlib
+import io
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from resnet_ffcv import beton, writer
+from resnet_ffcv.config import ImageConfig, OutputConfig, WriteConfig, WriterConfig
+from resnet_ffcv.errors import FailureError
+from resnet_ffcv.manifest import read_manifest
+from resnet_ffcv.sources import Source, Split
+from resnet_ffcv.writer import Job, PageWriter, Report, SampleTooLargeError, write_dataset
+
+
+def source_of(items: Any, val: Any = None) -> Source:
+    """The items as training images of three classes in turn, and `val` (or two of them)."""
+    splits = {
+        name: Split(part, np.arange(len(part)) % 3)
+        for name, part in (("train", items), ("val", items[:2] if val is None else val))
+    }
+    return Source("mine", ["a", "b", "c"], splits)
+
+
+def pixels(count: int, side: int = 8, seed: int = 0) -> np.ndarray:
+    """uint8 (count, side, side, 3)."""
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
+
+
+def write(
+    source: Source, folder: Path, report: Report | None = None, *, workers: int = 1, limit=None,
+    seed: int = 0, **image: Any,
+) -> Path:  # fmt: skip
+    """Writes a source and returns the training file."""
+    config = WriteConfig(
+        output=OutputConfig(str(folder)),
+        image=ImageConfig(**image),
+        writer=WriterConfig(workers, limit, seed),
+    )
+    return write_dataset(source, config, report or Report())["train"].path
+
+
+def stored(path: Path) -> Iterator[tuple[np.void, bytes]]:
+    """(metadata row, bytes) of each sample."""
+    tables, content = beton.read_tables(path), path.read_bytes()
+    for place, row in enumerate(tables.metadata["image"]):
+        start, size = tables.region(place)
+        yield row, content[start : start + size]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def stock() -> Iterator[Callable[[Path], tuple[np.ndarray, np.ndarray]]]:
+    """`stock(path)`: (images, labels) of a file, by FFCV's own Loader and its own fields."""
+    import torch
+
+    threads = torch.get_num_threads()
+    from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+
+    def load(path: Path) -> tuple[np.ndarray, np.ndarray]:
+        loader = Loader(
+            str(path), 16, num_workers=1, order=OrderOption.SEQUENTIAL, drop_last=False,
+            pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
+        )  # fmt: skip
+        batches = [(images.copy(), labels.copy()) for images, labels in loader]
+        images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        return images, labels[:, 0]
+
+    yield load
+    torch.set_num_threads(threads)
+
+
+def test_stock_ffcv_reads_raw_pixels_exactly(tmp_path: Path, stock: Any) -> None:
+    items = pixels(70, 12)
+    path = write(source_of(items), tmp_path, mode="raw", workers=2)
+    images, labels = stock(path)
+    assert np.array_equal(images, items)
+    assert labels.tolist() == [place % 3 for place in range(70)]
+
+
+def test_stock_ffcv_reads_jpegs_of_all_kinds(
+    make_folder: Callable[..., Path], tmp_path: Path, stock: Any
+) -> None:
+    y, x = np.mgrid[0:24, 0:40]
+    picture = Image.fromarray(np.stack([6 * x, 10 * y, 99 + x - y], 2).astype(np.uint8))
+    kinds = [
+        ("RGB", "JPEG", {"quality": 85}), ("RGB", "JPEG", {"progressive": True}),
+        ("L", "JPEG", {}), ("CMYK", "JPEG", {}), ("RGB", "JPEG", {"keep_rgb": True}),
+        ("RGB", "JPEG", {"restart_marker_blocks": 1}), ("L", "PNG", {}), ("RGBA", "PNG", {}),
+    ]  # fmt: skip
+    files = {}
+    for place, (mode, kind, options) in enumerate(kinds):
+        out = io.BytesIO()
+        picture.convert(mode).save(out, kind, **options)
+        files[f"{place}.{kind}"] = out.getvalue()
+    folder = make_folder(files)
+    items = sorted(folder.iterdir())
+    path = write(source_of(items), tmp_path / "out", mode="jpg")
+    kept = [data == item.read_bytes() for item, (_, data) in zip(items, stored(path), strict=True)]
+    assert kept == [True, True, True, False, True, True, False, False]
+    images, _ = stock(path)
+    for place, (image, item) in enumerate(zip(images, items, strict=True)):
+        with Image.open(item) as opened:
+            error = np.abs(image.astype(int) - np.asarray(opened.convert("RGB")))
+        # Kept JPEGs differ by FFCV's fast transform alone.
+        assert error.max() <= (12 if kept[place] else 60)
+        assert error.mean() < 4
+
+
+def test_kept_jpegs_fill_pages_without_gaps(
+    make_folder: Callable[..., Path], tmp_path: Path, noise: Any
+) -> None:
+    contents = [noise(seed, 30 + seed, 40, "JPEG") for seed in range(20)]
+    folder = make_folder({f"{place:02}.jpg": c for place, c in enumerate(contents)})
+    path = write(source_of(sorted(folder.iterdir())), tmp_path / "out", mode="jpg", workers=2)
+    rows = list(stored(path))
+    assert [data for _, data in rows] == contents
+    assert [(r["mode"], r["width"], r["height"]) for r, _ in rows] == [
+        (beton.JPG, 30 + seed, 40) for seed in range(20)
+    ]
+    tables = beton.read_tables(path)
+    ends = tables.allocations["ptr"] + tables.allocations["size"]
+    assert ends[:-1].tolist() == tables.allocations["ptr"][1:].tolist()
+    assert tables.allocations["sample_id"].tolist() == list(range(20))
+    assert path.read_bytes()[int(ends[-1]) : tables.data_end].strip(b"\0") == b""
+
+
+@settings(max_examples=5, deadline=None)
+@given(
+    mode=st.sampled_from(["jpg", "raw", "smart", "proportion"]),
+    count=st.integers(1, 90),
+    seed=st.integers(0, 99),
+)
+def test_bytes_do_not_depend_on_workers_or_the_folder(mode: str, count: int, seed: int) -> None:
+    base = Path(os.environ.get("TMPDIR", "/tmp")) / f"resnet-ffcv-test-{os.getpid()}"
+    try:
+        files = base / "source"
+        files.mkdir(parents=True)
+        for place, image in enumerate(pixels(count, 9, seed)):
+            kind = ("png", "jpg")[place % 2]
+            Image.fromarray(image[: 5 + place % 4]).save(files / f"{place:03}.{kind}")
+        source = source_of(sorted(files.iterdir()))
+        found = []
+        for workers in (1, 2, 3):
+            folder = base / f"by-{workers}"
+            write(source, folder, mode=mode, workers=workers, seed=seed, smart_threshold=0.4)
+            found.append(digests(folder))
+        assert found[0] == found[1] == found[2]
+    finally:
+        shutil.rmtree(base)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(1, 64), min_size=1, max_size=60), first=st.integers(1, 3))
+def test_pages(sizes: list[int], first: int) -> None:
+    file = io.BytesIO()
+    pages = PageWriter(file, first * 64, 64)
+    offsets = [pages.place(bytes([place + 1]) * size) for place, size in enumerate(sizes)]
+    pages.flush()
+    content = file.getvalue()
+    assert len(content) == pages.end
+    filled = np.zeros(len(content), bool)
+    for place, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
+        assert content[offset : offset + size] == bytes([place + 1]) * size
+        assert offset // 64 == (offset + size - 1) // 64
+        assert not filled[offset : offset + size].any()
+        filled[offset : offset + size] = True
+    assert not np.frombuffer(content, np.uint8)[~filled].any()
+    assert pages.crc32 == [
+        f"{zlib.crc32(content[start : start + 64]):08x}"
+        for start in range(first * 64, len(content), 64)
+    ]
+    # As few pages as placing in order allows: what opens a page would not fit the one before.
+    for place in range(1, len(sizes)):
+        if offsets[place] % 64 == 0:
+            assert offsets[place - 1] % 64 + sizes[place - 1] + sizes[place] > 64
+    with pytest.raises(SampleTooLargeError):
+        pages.place(bytes(65))
+
+
+class Notes(Report):
+    """Keeps what the writer says."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.counts: list[list[Any]] = []
+
+    def begin(self, what: str, count: int, unit: str) -> None:
+        self.counts.append([what, unit, count, 0])
+
+    def advance(self, count: int) -> None:
+        self.counts[-1][3] += count
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_a_sample_larger_than_a_page_gets_larger_pages(tmp_path: Path) -> None:
+    items = np.zeros((3, 1700, 1700, 3), np.uint8)  # 8.67 MB each
+    items[1] = 7
+    notes = Notes()
+    path = write(source_of(items, items[:1]), tmp_path, notes, mode="raw", max_resolution=1700)
+    assert "an image takes 8,670,000 bytes: again with pages of 16,777,216" in notes.said
+    assert beton.read_tables(path).page_size == 1 << 24
+    assert [data for _, data in stored(path)] == [item.tobytes() for item in items]
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    notes = Notes()
+    write(source_of(pixels(1200), pixels(3)), tmp_path, notes, mode="raw")
+    assert notes.counts == [
+        ["write train.beton", "images", 1200, 1200], ["check train.beton", "pages", 1, 1],
+        ["write val.beton", "images", 3, 3], ["check val.beton", "pages", 1, 1],
+    ]  # fmt: skip
+
+
+def test_the_manifest_describes_the_stored_pixels(tmp_path: Path) -> None:
+    items = pixels(1100, 6)  # more than one task
+    path = write(source_of(items), tmp_path, mode="raw", workers=2)
+    manifest = read_manifest(path)
+    values = items.reshape(-1, 3) / 255
+    assert manifest.mean == pytest.approx(values.mean(0), abs=1e-12)
+    assert manifest.std == pytest.approx(values.std(0), abs=1e-12)
+    assert manifest.pixel_mean == "train.beton.pixel_mean.npy"
+    found = np.load(tmp_path / manifest.pixel_mean, allow_pickle=False)
+    assert (found.dtype, found.shape) == (np.float32, (6, 6, 3))
+    assert found == pytest.approx(items.mean(0) / 255, abs=1e-6)
+    assert (manifest.width, manifest.height) == ([6, 6, 6], [6, 6, 6])
+    content = path.read_bytes()
+    assert manifest.sha256 == hashlib.sha256(content).hexdigest()
+    pages = manifest.pages
+    assert pages.crc32 == [f"{zlib.crc32(content[pages.first :][: pages.size]):08x}"]
+    val = read_manifest(tmp_path / "val.beton")
+    assert (val.mean, val.std, val.pixel_mean, val.samples) == (None, None, None, 2)
+
+
+def test_statistics_are_those_of_what_jpeg_left(
+    make_folder: Callable[..., Path], tmp_path: Path, noise: Any
+) -> None:
+    folder = make_folder({f"{seed}.png": noise(seed, 16, 16) for seed in range(5)})
+    path = write(source_of(sorted(folder.iterdir())), tmp_path / "out", mode="jpg", quality=30)
+    decoded = np.stack([np.asarray(Image.open(io.BytesIO(data))) for _, data in stored(path)])
+    manifest = read_manifest(path)
+    assert manifest.std == pytest.approx((decoded.reshape(-1, 3) / 255).std(0), abs=1e-12)
+    means = np.load(path.parent / str(manifest.pixel_mean))
+    assert means == pytest.approx(decoded.mean(0) / 255, abs=1e-6)
+
+
+@pytest.mark.parametrize("odd", [0, 1, 17, 39])  # in the first task or a later one
+def test_images_of_several_sizes_have_no_pixel_mean(
+    make_folder: Callable[..., Path], tmp_path: Path, noise: Any, odd: int
+) -> None:
+    files = {f"{p:02}.png": noise(p, 9 - (p == odd), 8) for p in range(40)}
+    items = sorted(make_folder(files).iterdir())
+    folder = tmp_path / "out"
+    write(source_of(items[:1]), folder, mode="raw")
+    assert (folder / "train.beton.pixel_mean.npy").exists()
+    manifest = read_manifest(write(source_of(items), folder, mode="raw"))
+    assert manifest.pixel_mean is None
+    assert manifest.width == [8, 9, 9]
+    assert not (folder / "train.beton.pixel_mean.npy").exists()
+
+
+def test_limit_and_proportion_are_drawn_by_the_seed(tmp_path: Path) -> None:
+    items = pixels(600)
+    labels = {}
+    for seed in (0, 1):
+        path = write(
+            source_of(items), tmp_path / str(seed), mode="proportion", seed=seed, limit=400,
+            compress_probability=0.25,
+        )  # fmt: skip
+        tables = beton.read_tables(path)
+        assert len(tables.metadata) == 400
+        assert 60 <= (tables.metadata["image"]["mode"] == beton.JPG).sum() <= 140
+        raw = [data for row, data in stored(path) if row["mode"] == beton.RAW]
+        places = [next(i for i in range(600) if items[i].tobytes() == data) for data in raw]
+        assert places == sorted(places)  # the order is the source's
+        labels[seed] = tables.metadata["label"].tolist()
+    assert labels[0] != labels[1]
+
+
+@pytest.mark.parametrize(("side", "limit", "mode"), [(64, None, "raw"), (65, None, "jpg"),
+                                                     (65, 64, "raw")])  # fmt: skip
+def test_the_default_mode(
+    make_folder: Callable[..., Path], noise: Any, side: int, limit: int | None, mode: str
+) -> None:
+    items = sorted(make_folder({"a.png": noise(0, 9, 9), "b.png": noise(1, 20, side)}).iterdir())
+    for images in (items, np.zeros((2, 20, side, 3), np.uint8)):
+        split = source_of(images).splits["train"]
+        assert writer.default_mode(split, ImageConfig(max_resolution=limit)) == mode
+
+
+def test_tasks_are_bounded_in_images_and_bytes(tmp_path: Path) -> None:
+    for place in range(40):
+        with (tmp_path / f"{place:02}").open("wb") as file:
+            file.truncate(3_000_000 if place < 8 else 10)  # holes
+    items = sorted(tmp_path.iterdir())
+    job = Job(source_of(items), "train", np.arange(40), WriteConfig())
+    tasks = list(job.tasks(job.indices))
+    assert [index for task in tasks for index in task.indices] == list(range(40))
+    assert [len(task.items) for task in tasks] == [2, 2, 2, 2, 16, 16]
+    assert all(task.names == [str(item) for item in task.items] for task in tasks)
+
+
+# Failures: what is said, and that nothing is left ---------------------------------------
+
+
+def test_a_corrupt_image_is_named_and_older_files_stay(
+    make_folder: Callable[..., Path], tmp_path: Path, noise: Any
+) -> None:
+    files = {f"{place:03}.jpg": noise(place, 20, 20, "JPEG") for place in range(450)}
+    folder = make_folder(files)
+    items = sorted(folder.iterdir())
+    out = tmp_path / "out"
+    write(source_of(items), out)
+    before = digests(out)
+    items[301].write_bytes(items[301].read_bytes()[:-99])  # between two probes
+    with pytest.raises(FailureError, match=r"301\.jpg cannot be stored: .*truncated"):
+        write(source_of(items), out, workers=2)
+    assert digests(out) == before
+
+
+def test_a_vanished_image_is_named(
+    make_folder: Callable[..., Path], tmp_path: Path, noise: Any
+) -> None:
+    items = sorted(make_folder({f"{p}.png": noise(p, 5, 5) for p in range(3)}).iterdir())
+    source = source_of(items)
+    items[1].unlink()
+    with pytest.raises(FailureError, match=r"1\.png cannot be stored: .*No such file"):
+        write(source, tmp_path / "out", mode="raw")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+class Kill(Report):
+    """Kills the workers when the writing has begun."""
+
+    def advance(self, count: int) -> None:  # noqa: ARG002  # the interface's
+        for child in multiprocessing.active_children():
+            os.kill(child.pid or 0, signal.SIGKILL)
+
+
+def test_a_killed_worker_ends_the_write(tmp_path: Path) -> None:
+    with pytest.raises(FailureError, match=r"a worker was killed.* image \d"):
+        write(source_of(pixels(40_000)), tmp_path, Kill(), mode="jpg", workers=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(FailureError, match=f"{folder} cannot be made"):
+            write(source_of(pixels(3)), folder, mode="raw")
+    (tmp_path / "out/train.beton").mkdir(parents=True)
+    with pytest.raises(FailureError, match=r"train\.beton could not be written: Is a directory"):
+        write(source_of(pixels(3)), tmp_path / "out", mode="raw")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["train.beton"]
+
+
+def test_a_disk_too_small_is_refused_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=20_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    notes = Notes()
+    with pytest.raises(FailureError, match=r"will take about 0\.03 GB, the disk has 0\.02 GB free"):
+        write(source_of(pixels(3)), tmp_path, notes, mode="raw")
+    assert notes.counts == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_estimate_is_near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = pixels(4000, 64)  # 49 MB, of which 200 are probed
+    estimates = []
+    usage = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(FailureError) as error:
+        write(source_of(items, items), tmp_path, mode="raw", workers=2)
+    estimates.append(float(str(error.value).split("about ")[1].split(" GB")[0]))
+    monkeypatch.undo()
+    path = write(source_of(items, items), tmp_path, mode="raw", workers=2)
+    size = path.stat().st_size + (tmp_path / "val.beton").stat().st_size
+    assert size <= estimates[0] * 1e9 + 1e7
+    assert estimates[0] * 1e9 < 1.2 * size
+
+
+@pytest.mark.parametrize("megabytes", [9, 17, 20])
+def test_a_full_disk(tmp_path: Path, megabytes: int) -> None:
+    # A limit on the size of files, since a full disk cannot be had without root.
+    program = f"""if 1:
+        import resource, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_writer import *
+        limit = {megabytes} * 1_000_000
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try:
+            write(source_of(pixels(1000, 100)), Path({str(tmp_path)!r}), mode="raw")
+        except FailureError as error:
+            print(error)
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=True
+    )
+    assert "train.beton could not be written: File too large" in ended.stdout
+    if megabytes > 16:  # a page was written: what the rest takes is known
+        assert "of 1,000 images; the rest needs about 0.0" in ended.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_does_not_read_back_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def damage(handle: int) -> None:
+        os.pwrite(handle, b"?", beton.DEFAULT_PAGE_SIZE + 100)
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", damage)
+    with pytest.raises(FailureError, match="page 0 does not read as it was written"):
+        write(source_of(pixels(30) // 8), tmp_path, mode="raw")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [FailureError("no room"), KeyboardInterrupt(), SystemExit(143)])
+@pytest.mark.parametrize("where", ["check", "describe", "write_manifest"])
+def test_whatever_ends_the_write_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(writer, where, fail)
+    with pytest.raises(type(error)):
+        write(source_of(pixels(3)), tmp_path, mode="raw")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_old_manifest_never_describes_a_new_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Both files have one size: only the order of the steps can tell them apart after a power cut.
+    write(source_of(pixels(3)), tmp_path, mode="raw")
+    replace = os.replace
+
+    def stop_after(source: Path, target: Path) -> None:
+        replace(source, target)
+        if target.suffix == ".beton":
+            (tmp_path / "at-that-moment").write_text(" ".join(os.listdir(tmp_path)))
+
+    monkeypatch.setattr(os, "replace", stop_after)
+    write(source_of(pixels(3, seed=1)), tmp_path, mode="raw")
+    names = (tmp_path / "at-that-moment").read_text().split()
+    assert "val.beton" in names
+    assert "val.beton.json" not in names
+
+
+def test_the_quick_start_imports_no_torch() -> None:
+    program = (
+        "import sys, write_datasets, resnet_ffcv.workers\n"
+        "print(*sorted({'torch', 'torchvision', 'ffcv', 'cv2', 'numba'} & set(sys.modules)))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=True,
+        cwd=Path(writer.__file__).parent.parent,
+    )  # fmt: skip
+    assert ended.stdout.strip() == ""
