@@ -195,7 +195,9 @@ class TrainingConfig:
         "autocast type; fp16 (with loss scaling) needs CUDA",
         choices=("bf16", "fp16", "fp32"),
     )
-    compile: bool = key(False, "torch.compile the model; pays in long runs")
+    compile: bool = key(
+        False, "torch.compile the model; its minutes count as training, so it pays in long runs"
+    )
     device: str = key("auto", "auto: cuda where there is one", choices=("auto", "cpu", "cuda"))
     early_stop: int = key(
         0, "end after this many epochs without a lower validation loss; 0: never", low=0
