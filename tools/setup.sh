@@ -74,7 +74,9 @@ cause() {
     elif grep -qE 'connection broken|ConnectionError|Could not resolve|Temporary failure|timed out' <<<"$output"; then
         echo "no connection to where packages come from. Mend it, then run make setup again"
     else
-        echo "$(grep -E '^ *(ERROR|Error|error|E):' <<<"$output" | tail -1 | sed 's/^ *//'); all of it is in $VENV/setup.log"
+        local said
+        said=$(grep -E '^ *(ERROR|Error|error|E):' <<<"$output" | tail -1 | sed 's/^ *//') || true
+        echo "${said:-it ended without a word}; all that was printed is in $VENV/setup.log"
     fi
 }
 
