@@ -64,8 +64,10 @@ def resume(folder: str, given: Given) -> dict[str, Any]:
     layers = [*configuration.read_yaml(file), ("command line", given)]
     config = configuration.build(TrainConfig, layers)
     device = pick_device(config.training)
-    trainer_parts = _prepare(config, device)
     run, checkpoint = Run.reopen(Path(folder))
+    if checkpoint:  # it replaces the weights that the run began with, which may be gone
+        config = replace(config, model=replace(config.model, weights=None))
+    trainer_parts = _prepare(config, device)
     return _train(config, run, checkpoint, device, *trainer_parts)
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,6 +14,13 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # for write_datasets and train, which are no package
 
 import write_datasets  # noqa: E402
+
+# No test asserts a time: a busy machine fails none. (The import above also comes before FFCV's
+# first Loader, after which Python 3.11 fails to parse what pytest imports for its summary.)
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
