@@ -123,8 +123,9 @@ class Trainer:
         return meter.counts()
 
     def _train_step(self, images: Tensor, labels: Tensor, meter: Meter) -> None:
+        rate = self._learning_rate()
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = rate
         inputs = self.data.normalize(images)
         if self.step == 0:
             self._draw_batch(inputs, labels)
