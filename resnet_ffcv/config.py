@@ -83,6 +83,9 @@ class ImageConfig:
     smart_threshold: float = key(
         2.0, "smart: JPEG where raw bytes over JPEG bytes is above this, else raw", low=0.0
     )
+    accept_damaged: bool = key(
+        False, "encode what is left of a JPEG that is damaged inside, instead of stopping at it"
+    )
     apply_orientation: bool = key(
         False, "turn images as EXIF says; ImageNet's convention ignores it"
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from resnet_ffcv import turbojpeg
 from resnet_ffcv.beton import JPG, MAX_SIDE, RAW
 from resnet_ffcv.config import ImageConfig
 
@@ -98,11 +99,28 @@ def _open(content: bytes, config: ImageConfig) -> tuple[Image.Image, bytes | Non
     except UnidentifiedImageError as error:  # its words name an object in memory
         raise ValueError("it is empty" if not content else "no format that Pillow knows") from error
     with opened:
-        opened.load()  # raises where data is missing
-        must_turn = config.apply_orientation and opened.getexif().get(ORIENTATION) in TURNED
-        image = ImageOps.exif_transpose(opened) if must_turn else opened
-        keep = config.keep_jpeg and not must_turn and is_plain_jpeg(content)
+        image, whole = _load(opened, content, config)
+        keep = whole and config.keep_jpeg and is_plain_jpeg(content)
+        if config.apply_orientation and opened.getexif().get(ORIENTATION) in TURNED:
+            image, keep = ImageOps.exif_transpose(image), False
         return to_eight_bits(image), content if keep else None
+
+
+def _load(opened: Image.Image, content: bytes, config: ImageConfig) -> tuple[Image.Image, bool]:
+    """(the image with its pixels, whether it is undamaged as far as its format tells)."""
+    if opened.format not in ("JPEG", "MPO") or opened.mode not in turbojpeg.PIXEL_FORMATS:
+        opened.load()  # raises where data is missing
+        return opened, True
+    whole = True
+    try:
+        pixels = turbojpeg.decode(content, *opened.size, opened.mode)
+    except turbojpeg.DamagedError as error:
+        if not config.accept_damaged:
+            raise ValueError(f"{error}; image.accept_damaged=true stores what is left") from error
+        pixels, whole = error.pixels, False
+    image = Image.frombuffer(opened.mode, opened.size, pixels, "raw", opened.mode, 0, 1)
+    image.info = opened.info  # has EXIF's orientation
+    return image, whole
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:

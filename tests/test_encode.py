@@ -46,19 +46,23 @@ def raw_pixels(content: bytes | np.ndarray, config: ImageConfig = AS_RAW) -> np.
     return found
 
 
-def by_ffcv(stored: Stored) -> np.ndarray:
-    """What FFCV's own decoder makes of a stored JPEG."""
+def ffcv_decode(content: bytes, height: int, width: int) -> tuple[np.ndarray, int]:
+    """(pixels, status) by FFCV's own decoder; its status is 0 where libjpeg has no complaint."""
     import torch
 
     threads = torch.get_num_threads()
     from ffcv.libffcv import imdecode
 
     torch.set_num_threads(threads)
-    height, width = stored.height, stored.width
     out = np.zeros((height, width, 3), np.uint8)
-    source = np.frombuffer(stored.data, np.uint8)
-    assert imdecode(source, out, height, width, height, width) == 0
-    return out
+    return out, imdecode(np.frombuffer(content, np.uint8), out, height, width, height, width)
+
+
+def by_ffcv(stored: Stored) -> np.ndarray:
+    """What FFCV's own decoder makes of a stored JPEG."""
+    pixels, status = ffcv_decode(stored.data, stored.height, stored.width)
+    assert status == 0
+    return pixels
 
 
 def gray(values: np.ndarray) -> np.ndarray:
@@ -160,6 +164,30 @@ def test_a_jpeg_is_kept_and_ffcv_sees_its_pixels(kind: str) -> None:
     assert np.array_equal(np.asarray(pixels), expected)
     # FFCV's fast transform differs from Pillow's exact one by a few levels.
     assert np.abs(by_ffcv(stored).astype(int) - expected).max() <= 12
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}])
+def test_damage_is_found_where_ffcvs_decoder_finds_it(options: dict[str, object]) -> None:
+    content = jpeg(**options)
+    scan = content.index(b"\xff\xda") + 14
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(200):
+        hurt = bytearray(content)
+        hurt[rng.integers(scan, len(hurt) - 2)] ^= 1 << rng.integers(8)
+        damaged = ffcv_decode(bytes(hurt), 24, 40)[1] != 0
+        outcomes.add(damaged)
+        if not damaged:  # other pixels, yet a JPEG as good as any
+            assert store(bytes(hurt), AS_JPG).data == bytes(hurt)
+            continue
+        with pytest.raises(ValueError, match=r"damaged JPEG|cannot decode it") as error:
+            store(bytes(hurt), AS_JPG)
+        if "cannot decode it" in str(error.value):
+            continue
+        mended, pixels = encode(bytes(hurt), replace(AS_JPG, accept_damaged=True), 0.5)
+        assert ffcv_decode(mended.data, 24, 40)[1] == 0
+        assert np.abs(by_ffcv(mended).astype(int) - np.asarray(pixels)).max() <= 12
+    assert outcomes == {False, True}
 
 
 ENCODED = {
@@ -287,8 +315,20 @@ def zeros(width: int, height: int) -> bytes:
 FAILURES = {
     "empty": (b"", AS_RAW, "empty"),
     "text": (b"no image at all", AS_RAW, "no format that Pillow knows"),
-    "truncated JPEG": (jpeg()[:-60], AS_JPG, "truncated"),
-    "truncated JPEG as raw": (jpeg()[:-60], AS_RAW, "truncated"),
+    "truncated JPEG": (jpeg()[:-60], AS_JPG, "damaged JPEG.*accept_damaged"),
+    "truncated JPEG as raw": (jpeg()[:-60], AS_RAW, "damaged JPEG"),
+    "truncated JPEG with its end put back": (jpeg()[:-60] + b"\xff\xd9", AS_JPG, "damaged JPEG"),
+    "JPEG with a hole": (
+        jpeg()[:-60] + bytes(40) + jpeg()[-20:],
+        replace(AS_JPG, max_resolution=9),
+        "damaged JPEG",
+    ),
+    "truncated CMYK JPEG": (save(RGB.convert("CMYK"), "JPEG")[:-60], AS_RAW, "damaged JPEG"),
+    "JPEG without tables": (
+        jpeg().replace(b"\xff\xdb", b"\xff\xef"),
+        AS_JPG,
+        "libjpeg cannot decode it",
+    ),
     "truncated PNG": (save(RGB, "PNG")[:-60], AS_RAW, "truncated|broken"),
     "float": (save(Image.fromarray(PIXELS[..., 0] / np.float32(255)), "TIFF"), AS_RAW, "floating"),
     "over 16 bits": (
