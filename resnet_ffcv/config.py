@@ -134,7 +134,7 @@ class DataConfig:
         "random window), center",
         choices=("random_resized", "pad", "center"),
     )
-    padding: int = key(4, "crop=pad: pixels added on each side, black", low=0)
+    padding: int = key(4, "crop=pad: pixels added on each side, black", low=0, high=256)
     min_area: float = key(
         0.08, "crop=random_resized: least share of the image's area", low=0.0, high=1.0
     )
@@ -184,9 +184,9 @@ class TrainingConfig:
 
     epochs: int | None = key(20, "length in epochs; or give training.iterations", low=1)
     iterations: int | None = key(None, "length in steps; may end inside an epoch", low=1)
-    seed: int = key(0, "seed of weights, order and split", low=0)
+    seed: int = key(0, "seed of weights, order and split", low=0, high=2**32 - 1)
     optimizer: str = key("sgd", "sgd or adamw", choices=("sgd", "adamw"))
-    momentum: float = key(0.9, "sgd: momentum; adamw: beta1", low=0.0, high=1.0)
+    momentum: float = key(0.9, "sgd: momentum; adamw: beta1", low=0.0, high=0.9999)
     nesterov: bool = key(False, "sgd: Nesterov's momentum")
     weight_decay: float = key(1e-4, "L2 for sgd, decoupled for adamw", low=0.0)
     decay_all: bool = key(True, "decay norms and biases too (the paper)")
@@ -205,6 +205,12 @@ class TrainingConfig:
     early_stop: int = key(
         0, "end after this many epochs without a lower validation loss; 0: never", low=0
     )
+
+    def __post_init__(self) -> None:
+        if self.epochs is None and self.iterations is None:
+            raise UsageError("training.epochs and training.iterations are both null; give one")
+        if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
+            raise UsageError("training.nesterov=true wants training.momentum above 0")
 
 
 @dataclass(frozen=True)
@@ -339,7 +345,7 @@ class StrictChecker(fastargs.validation.Checker):  # type: ignore[misc]  # fasta
         else:
             text = self.NAMES[self.kind]
             if self.low is not None and self.high is not None:
-                text += f" from {self.low:g} to {self.high:g}"
+                text += f" from {self.low:.10g} to {self.high:.10g}"
             elif self.low is not None:
                 text += f" of at least {self.low:g}"
         return text + (" or null" if self.optional else "")
@@ -371,7 +377,8 @@ def build(command: type[ConfigT], layers: Sequence[tuple[str, Values]]) -> Confi
         layers: (where it comes from, {"section.key": value}), lowest first; defaults lie below all.
 
     Raises:
-        UsageError: an unknown key or a value of the wrong type, with the layer that gave it.
+        UsageError: an unknown key or a value of the wrong type, with the layer that gave it; values
+            that exclude each other.
     """
     declared = declare(command)
     values: Values = {}
@@ -379,13 +386,14 @@ def build(command: type[ConfigT], layers: Sequence[tuple[str, Values]]) -> Confi
     for place, layer in layers:
         for name in layer:
             check_name(name, declared, place)
+        # fastargs takes None for "not given".
+        texts = {name: "null" if v is None else v for name, v in layer.items()}
         for pair in ALTERNATIVES:
-            given = [name for name in pair if layer.get(name) is not None]
+            given = [name for name in pair if texts.get(name, "null") != "null"]
             if len(given) == 2:
                 raise UsageError(f"{place}: give {pair[0]} or {pair[1]}, not both")
             values.update(dict.fromkeys(pair, "null") if given else {})
-        # fastargs takes None for "not given".
-        values.update({name: "null" if v is None else v for name, v in layer.items()})
+        values.update(texts)
         origin.update(dict.fromkeys(layer, place))
     # Not declared.collect(values): that would split and rebuild the names and swallow every error.
     declared.content = {tuple(name.split(".")): value for name, value in values.items()}

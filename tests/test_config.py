@@ -67,6 +67,9 @@ def test_values_are_read_in_their_type(name: str, value: object, expected: objec
         ("data.train", 5),
         ("data.train", None),
         ("model.shortcut", "D"),
+        ("training.seed", "99999999999999999999"),
+        ("training.momentum", 1),
+        ("data.padding", 99999),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(name: str, value: object) -> None:
@@ -103,6 +106,31 @@ def test_iterations_replace_epochs_of_a_lower_layer_but_not_of_their_own() -> No
     assert (training.epochs, training.iterations) == (None, 10)
     with pytest.raises(UsageError, match="not both"):
         build(training__epochs=1, training__iterations=2)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"training.epochs": None},
+        {"training.epochs": "null"},
+        {"training.epochs": "null", "training.iterations": None},
+    ],
+)
+def test_a_run_has_a_length(values: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="both null"):
+        build(**values)
+    lower = ("file", {"training.iterations": 10})
+    with pytest.raises(UsageError, match="both null"):
+        config.build(TrainConfig, [lower, ("command line", {"training.iterations": "null"})])
+    training = build(**values | {"training.iterations": "5"}).training
+    assert (training.epochs, training.iterations) == (None, 5)
+
+
+def test_nesterov_wants_momentum() -> None:
+    with pytest.raises(UsageError, match=r"nesterov=true wants training\.momentum above 0"):
+        build(training__nesterov=True, training__momentum=0)
+    assert build(training__nesterov=True, training__momentum=0.5).training.nesterov
+    assert build(training__nesterov=True, training__momentum=0, training__optimizer="adamw")
 
 
 def test_a_base_lies_below_the_file_that_names_it(tmp_path: Path) -> None:
