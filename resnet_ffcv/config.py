@@ -425,14 +425,16 @@ def check_name(name: str, declared: fastargs.Config, place: str) -> None:
 class _UniqueKeyLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice; YAML says so, PyYAML takes the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = [self.construct_object(k, deep=True) for k, _ in node.value]
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # While the nodes still are as written: construction adds the keys that <<: merges in.
+        node = super().compose_mapping_node(anchor)
+        seen = [name.value for name, _ in node.value]
         for name in seen:
             if seen.count(name) > 1:
-                raise yaml.constructor.ConstructorError(
+                raise yaml.composer.ComposerError(
                     None, None, f"{name} is given twice", node.start_mark
                 )
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def read_yaml(path: str | Path, *, is_base: bool = False) -> list[tuple[str, Values]]:
@@ -443,20 +445,21 @@ def read_yaml(path: str | Path, *, is_base: bool = False) -> list[tuple[str, Val
     """
     path = Path(path)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader) or {}
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         near = difflib.get_close_matches(path.name, _siblings(path), n=1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        missing = isinstance(error, FileNotFoundError)
+        hint = f"; did you mean {path.parent / near[0]}?" if missing and near else ""
         raise UsageError(f"configuration file {path}: {reason}{hint}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of a date, say
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
         raise UsageError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path}: wants sections with keys, as in rn_configs/")
     base = content.pop("base", None)
-    if base is not None and (is_base or not isinstance(base, str)):
+    if base is not None and (is_base or not base or not isinstance(base, str)):
         raise UsageError(f"{path}: base names one file, which may name no base itself")
     layers = read_yaml(path.parent / base, is_base=True) if base else []
     return [*layers, (str(path), _flatten(content, path))]

@@ -152,6 +152,12 @@ def test_a_base_lies_below_the_file_that_names_it(tmp_path: Path) -> None:
         ("lr: {base: 1, base: 2}\n", "base is given twice"),
         ("lr: {base: 1}\nlr: {gamma: 2}\n", "lr is given twice"),
         ("base: [1]\n", "base names one file"),
+        ("base: ''\n", "base names one file"),
+        ("", "wants sections"),
+        ("# lr: {base: 1}\n", "wants sections"),
+        ("lr: {base: 1, <<: {gamma: 0.5}, <<: {gamma: 0.6}}\n", "<< is given twice"),
+        ("lr: {base: 2024-13-45}\n", "not YAML: month"),
+        ("[" * 5000, "not YAML: maximum recursion depth"),
     ],
 )
 def test_a_malformed_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -165,6 +171,26 @@ def test_a_malformed_file_is_one_line(tmp_path: Path, text: str, message: str) -
 def test_a_missing_file_gets_the_nearest_name() -> None:
     with pytest.raises(UsageError, match=r"did you mean .*rn34\.yaml"):
         config.read_yaml(RECIPES / "rn_34.yaml")
+
+
+def test_a_folder_gets_no_hint_at_itself() -> None:
+    with pytest.raises(UsageError, match=r"rn_configs: Is a directory$"):
+        config.read_yaml(RECIPES)
+
+
+def test_merge_keys_are_yaml(tmp_path: Path) -> None:
+    # The second is merged again by the third, and has a key that it overrides.
+    (tmp_path / "merged.yaml").write_text(
+        "model: &one {name: resnet20, shortcut: A}\n"
+        "data: &two {<<: *one, name: resnet32}\n"
+        "lr: {<<: *two, shortcut: B}\n"
+    )
+    ((_, values),) = config.read_yaml(tmp_path / "merged.yaml")
+    assert values == {
+        "model.name": "resnet20", "model.shortcut": "A",
+        "data.name": "resnet32", "data.shortcut": "A",
+        "lr.name": "resnet32", "lr.shortcut": "B",
+    }  # fmt: skip
 
 
 @given(st.sampled_from(["bf16", "fp32"]), st.floats(0, 1e3), st.lists(st.floats(0, 1), max_size=4))
