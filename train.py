@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         return jobs.predict(config, given, arguments.flags["predict"])
     if config.run.eval_only:
         return jobs.evaluate(config, given)
-    if config.run.resume:
+    if config.run.resume is not None:
         return jobs.resume(config.run.resume, given)
     return jobs.train(config)
 

@@ -287,7 +287,7 @@ class StrictChecker(fastargs.validation.Checker):  # type: ignore[misc]  # fasta
         bool: "true or false",
         int: "a whole number",
         float: "a number",
-        str: "a text",
+        str: "a text that is not empty",
         tuple: "numbers, with commas between",
     }
 
@@ -309,7 +309,10 @@ class StrictChecker(fastargs.validation.Checker):  # type: ignore[misc]  # fasta
                 raise ValueError
             return tuple(self._in_range(self._number(item, float)) for item in items)
         if self.kind is str:
-            if not isinstance(value, str) or (self.choices and value not in self.choices):
+            # Empty is what a shell makes of a variable that is not set; "none" is null.
+            if not isinstance(value, str) or not value:
+                raise ValueError
+            if self.choices and value not in self.choices:
                 raise ValueError
             return value
         if self.kind is bool:

@@ -66,6 +66,8 @@ def test_values_are_read_in_their_type(name: str, value: object, expected: objec
         ("training.optimizer", "SGD"),
         ("data.train", 5),
         ("data.train", None),
+        ("data.train", ""),
+        ("run.resume", ""),
         ("model.shortcut", "D"),
         ("training.seed", "99999999999999999999"),
         ("training.momentum", 1),
