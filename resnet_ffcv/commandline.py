@@ -38,9 +38,11 @@ from resnet_ffcv.errors import FailureError, UsageError
 
 ConfigT = TypeVar("ConfigT")
 
-SECONDS_TO_STOP = 1.5
+SECONDS_TO_STOP = 1.0
 
-console = Console(stderr=True, highlight=False)
+# A file or class may be called [red] or :cat:, which rich would take as markup and emoji.
+PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+console = Console(stderr=True, **PLAIN)
 
 
 @dataclass(frozen=True)
@@ -94,17 +96,15 @@ def parse(
 
 
 def _print_help(command: type, description: str, flags: Mapping[str, str]) -> None:
-    out = Console(highlight=False)  # help was asked for: standard output
-    out.print(description.strip() + "\n", markup=False)
+    out = Console(**PLAIN)  # help was asked for: standard output
+    out.print(description.strip() + "\n")
     options = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     options.add_row("--config FILE", "YAML file of sections and keys, as in rn_configs/")
     for name, text in flags.items():
         options.add_row(f"--{name} {name.upper() if name != 'predict' else 'IMAGE'}", text)
     options.add_row("--help", "this text")
     out.print(options)
-    out.print(
-        "\nKeys, as section: {key: value} in the file or --section.key=value here:", markup=False
-    )
+    out.print("\nKeys, as section: {key: value} in the file or --section.key=value here:")
     for section in dataclasses.fields(command):
         section_type = typing.cast(type, section.type)
         out.print(f"\n{section.name}: {(section_type.__doc__ or '').lower()}", style="bold")
@@ -112,7 +112,7 @@ def _print_help(command: type, description: str, flags: Mapping[str, str]) -> No
         for column in ({"no_wrap": True}, {"overflow": "fold"}, {}):
             table.add_column(**column)
         for field in dataclasses.fields(section_type):
-            table.add_row(f"  {field.name}", _plain(field.default), Text(_explain(field)))
+            table.add_row(f"  {field.name}", _plain(field.default), _explain(field))
         out.print(table)
 
 
@@ -152,9 +152,16 @@ def run_command(command: Callable[[Sequence[str]], Mapping[str, Any] | None]) ->
             traceback.print_exc(file=report)
         _leave(1, f"unexpected {type(error).__name__}: {error} (traceback: {report.name})")
     if result is not None:
+        _write_result(result)
+    raise SystemExit(0)
+
+
+def _write_result(result: Mapping[str, Any]) -> None:
+    try:
         sys.stdout.write(json.dumps(result) + "\n")
         sys.stdout.flush()
-    raise SystemExit(0)
+    except BrokenPipeError:  # nobody reads it; Python must not fail again when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say_when_stopped(words: Callable[[], str]) -> None:
@@ -172,6 +179,7 @@ def _watch_interrupts() -> None:
     Python's own handler waits for the call it is in, and one backward pass may take a minute; a
     file descriptor that the signal writes to wakes a thread at once.
     """
+    sys.unraisablehook = _say_unraisable
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -185,15 +193,21 @@ def _watch_interrupts() -> None:
     threading.Thread(target=watch, name="interrupts", daemon=True).start()
 
 
+def _say_unraisable(lost: "sys.UnraisableHookArgs") -> None:
+    # Ctrl-C in a callback of C, as when numba compiles, is lost there; the thread ends the process.
+    if lost.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(lost)
+
+
 def _leave_interrupted() -> NoReturn:
-    console.print(f"stopped. {_words_when_stopped()}".rstrip(), markup=False, soft_wrap=True)
+    console.print(f"stopped. {_words_when_stopped()}".rstrip(), soft_wrap=True)
     sys.stdout.flush()
     # Not sys.exit: a decoding thread that is still running can abort the process at exit.
     os._exit(130)
 
 
 def _leave(code: int, message: str) -> NoReturn:
-    console.print(message, markup=False, soft_wrap=True)
+    console.print(message, soft_wrap=True)
     raise SystemExit(code)
 
 

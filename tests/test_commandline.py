@@ -1,6 +1,7 @@
 """Arguments, exit codes and the last line of standard output, in processes of their own."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -50,6 +51,25 @@ def test_the_result_is_the_last_line_of_standard_output() -> None:
     assert "for people" in ended.stderr
 
 
+@pytest.mark.parametrize("name", ["[red]x", "/tmp/[/a]", "a :cat: b", "[link=x]"])
+def test_names_are_no_markup(name: str) -> None:
+    wide = "x" * 30  # so that the title is not folded
+    ended = run(f"console.print({name!r}); show_table({name!r}, ('', ''), [({name!r}, '{wide}')])")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count(name) == 3
+
+
+def test_nobody_needs_to_read_the_result() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = "from resnet_ffcv.commandline import *; run_command(lambda argv: {'top1': 50.0})"
+    ended = subprocess.run(
+        [sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE, timeout=60
+    )
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
 def test_words_when_stopped_are_said() -> None:
     ended = run("say_when_stopped(lambda: 'go on with X'); raise KeyboardInterrupt")
     assert ended.stderr == "stopped. go on with X\n"
@@ -72,6 +92,26 @@ def test_an_interrupt_ends_a_call_that_python_cannot_interrupt() -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 130
     assert process.stderr.read() == "stopped.\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"), [("KeyboardInterrupt", 130, "stopped."), ("ValueError", 0, "lost")]
+)
+def test_only_an_interrupt_is_lost_silently_in_a_callback(
+    error: str, code: int, words: str
+) -> None:
+    # As when Ctrl-C comes while numba compiles: Python cannot raise it through the C below.
+    ended = run(
+        "import ctypes, signal\n"
+        "    def fail():\n"
+        f"        if {error} is KeyboardInterrupt: signal.raise_signal(signal.SIGINT)\n"
+        f"        raise {error}('lost')\n"
+        "    ctypes.CFUNCTYPE(None)(fail)()\n"
+        f"    time.sleep(60 * ({error} is KeyboardInterrupt))"
+    )
+    assert ended.returncode == code
+    assert words in ended.stderr
+    assert ("Traceback" in ended.stderr) == (error != "KeyboardInterrupt")
 
 
 def parse(*argv: str) -> commandline.Arguments[TrainConfig]:
