@@ -7,12 +7,13 @@ is independent of the number of workers. FFCV's own DatasetWriter waits for ever
 import errno
 import hashlib
 import io
+import itertools
 import math
 import os
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -58,7 +59,7 @@ class Written:
 
 
 class SampleTooLargeError(Exception):
-    """A sample is larger than a page; carries its size in bytes."""
+    """A sample is larger than a page; carries the size in bytes of the largest."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
@@ -158,7 +159,7 @@ def default_mode(split: Split, config: ImageConfig) -> str:
             try:
                 with Image.open(split.items[index]) as image:
                     longest = max(longest, *image.size)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, Image.DecompressionBombError) as error:
                 raise FailureError(f"{split.describe(index)} cannot be read: {error}") from error
     longest = min(longest, config.max_resolution or longest)
     return "raw" if longest <= SMALL_SIDE else "jpg"
@@ -168,11 +169,9 @@ def refuse_if_too_large(jobs: list[Job], folder: Path, pool: Pool) -> None:
     """Raises FailureError where the disk cannot hold what the probes say the files will take."""
     wanted = 0
     for job in jobs:
-        probed = probe(job.indices)
-        encoded = job.encode(probed, pool)
-        size = sum(len(stored.data) for part in encoded for stored in part.images)
-        wanted += size * len(job.indices) // len(probed) + 48 * len(job.indices)
-        wanted += 2 * beton.DEFAULT_PAGE_SIZE
+        encoded = job.encode(probe(job.indices), pool)
+        sizes = [len(stored.data) for part in encoded for stored in part.images]
+        wanted += file_size(np.resize(sizes, len(job.indices)).tolist())  # again and again
     free = shutil.disk_usage(folder).free
     if wanted > free:
         raise FailureError(
@@ -180,6 +179,23 @@ def refuse_if_too_large(jobs: list[Job], folder: Path, pool: Pool) -> None:
             f"{free / 1e9:,.2f} GB free; free some, or take a smaller image.max_resolution or "
             "image.quality"
         )
+
+
+def file_size(sizes: list[int]) -> int:
+    """Bytes of the file that holds samples of these sizes, in this order."""
+    page_size = page_size_for(max(sizes))
+    pages = room = 0
+    for size in sizes:  # as PageWriter places them
+        if size > room:
+            pages, room = pages + 1, page_size
+        room -= size
+    first = beton.first_page(len(sizes), page_size)
+    return first + pages * page_size + len(sizes) * beton.ALLOCATION.itemsize
+
+
+def page_size_for(largest: int) -> int:
+    """FFCV's page size, or the power of two that the largest sample needs."""
+    return max(beton.DEFAULT_PAGE_SIZE, 1 << (largest - 1).bit_length())
 
 
 def write_split(job: Job, folder: Path, pool: Pool, report: Report) -> Written:
@@ -193,7 +209,7 @@ def write_split(job: Job, folder: Path, pool: Pool, report: Report) -> Written:
             size, seconds = path.stat().st_size, time.monotonic() - began
             return Written(path, len(job.indices), size, seconds)
         except SampleTooLargeError as error:
-            page_size = 1 << (error.size - 1).bit_length()
+            page_size = page_size_for(error.size)
             if page_size > beton.MAX_PAGE_SIZE:
                 raise FailureError(f"an image takes {error.size:,} bytes, too many") from error
             report.say(f"an image takes {error.size:,} bytes: again with pages of {page_size:,}")
@@ -256,9 +272,7 @@ class PageWriter:
         return self.first + len(self.crc32) * self.page_size
 
     def place(self, data: bytes) -> int:
-        """Adds the next sample; returns its offset in the file."""
-        if len(data) > self.page_size:
-            raise SampleTooLargeError(len(data))
+        """Adds the next sample, of a page at most; returns its offset in the file."""
         if len(self.page) + len(data) > self.page_size:
             self.flush()
         offset = self.end + len(self.page)
@@ -292,7 +306,11 @@ def _write_samples(job: Job, pages: PageWriter, pool: Pool, report: Report) -> C
     metadata["label"] = job.images.labels[job.indices]
     content = Content(metadata, np.zeros((3, 256), np.int64), None)
     place = 0
-    for encoded in job.encode(job.indices, pool):
+    parts = _told(job.encode(job.indices, pool), report)
+    for encoded in parts:
+        if _largest([encoded]) > pages.page_size:
+            # The rest is encoded too: the next pages are to hold the largest of all.
+            raise SampleTooLargeError(_largest(itertools.chain([encoded], parts)))
         for stored in encoded.images:
             row = (stored.mode, stored.width, stored.height, pages.place(stored.data))
             metadata["image"][place] = row
@@ -300,9 +318,18 @@ def _write_samples(job: Job, pages: PageWriter, pool: Pool, report: Report) -> C
         content.histogram += encoded.histogram
         is_first = place == len(encoded.images)
         content.sums = encoded.sums if is_first else add_pixels(content.sums, encoded.sums)
-        report.advance(len(encoded.images))
     pages.flush()
     return content
+
+
+def _told(parts: Iterator[Encoded], report: Report) -> Iterator[Encoded]:
+    for part in parts:
+        yield part
+        report.advance(len(part.images))
+
+
+def _largest(parts: Iterable[Encoded]) -> int:
+    return max(len(stored.data) for part in parts for stored in part.images)
 
 
 def _write_tables(file: IO[bytes], pages: PageWriter, metadata: np.ndarray) -> None:

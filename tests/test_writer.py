@@ -24,7 +24,7 @@ from resnet_ffcv.config import ImageConfig, OutputConfig, WriteConfig, WriterCon
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.manifest import read_manifest
 from resnet_ffcv.sources import Source, Split
-from resnet_ffcv.writer import Job, PageWriter, Report, SampleTooLargeError, write_dataset
+from resnet_ffcv.writer import Job, PageWriter, Report, write_dataset
 
 
 def source_of(items: Any, val: Any = None) -> Source:
@@ -192,8 +192,6 @@ def test_pages(sizes: list[int], first: int) -> None:
     for place in range(1, len(sizes)):
         if offsets[place] % 64 == 0:
             assert offsets[place - 1] % 64 + sizes[place - 1] + sizes[place] > 64
-    with pytest.raises(SampleTooLargeError):
-        pages.place(bytes(65))
 
 
 class Notes(Report):
@@ -221,6 +219,19 @@ def test_a_sample_larger_than_a_page_gets_larger_pages(tmp_path: Path) -> None:
     assert "an image takes 8,670,000 bytes: again with pages of 16,777,216" in notes.said
     assert beton.read_tables(path).page_size == 1 << 24
     assert [data for _, data in stored(path)] == [item.tobytes() for item in items]
+
+
+def test_the_largest_of_several_sizes_is_found_at_once(tmp_path: Path) -> None:
+    sides = (10, 1700, 10, 2500, 2000)  # 8.67, 18.75 and 12 MB: pages of 16, 32 and 16 MiB
+    for place, side in enumerate(sides):
+        Image.new("RGB", (side, side), (place, 2, 3)).save(tmp_path / f"{place}.png")
+    notes = Notes()
+    items = sorted(tmp_path.iterdir())
+    path = write(source_of(items, items[:1]), tmp_path / "out", notes, mode="raw", workers=2)
+    again = [text for text in notes.said if "again" in text]
+    assert again == ["an image takes 18,750,000 bytes: again with pages of 33,554,432"]
+    assert [len(data) for _, data in stored(path)] == [side * side * 3 for side in sides]
+    assert path.stat().st_size == writer.file_size([side * side * 3 for side in sides])
 
 
 def test_progress_is_told(tmp_path: Path) -> None:
@@ -308,6 +319,15 @@ def test_the_default_mode(
         assert writer.default_mode(split, ImageConfig(max_resolution=limit)) == mode
 
 
+def test_an_image_too_large_for_pillow_is_named(
+    make_folder: Callable[..., Path], noise: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [make_folder({"a.png": noise(0, 30, 30)}) / "a.png"]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # an error from twice as many
+    with pytest.raises(FailureError, match=r"a\.png cannot be read: .*900 pixels"):
+        writer.default_mode(source_of(items).splits["train"], ImageConfig())
+
+
 def test_tasks_are_bounded_in_images_and_bytes(tmp_path: Path) -> None:
     for place in range(40):
         with (tmp_path / f"{place:02}").open("wb") as file:
@@ -386,19 +406,26 @@ def test_a_disk_too_small_is_refused_before_the_start(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_estimate_is_near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    items = pixels(4000, 64)  # 49 MB, of which 200 are probed
-    estimates = []
+@pytest.mark.parametrize(
+    "items",
+    [
+        pytest.param(pixels(4000, 64), id="many"),  # 49 MB, of which 200 are probed
+        pytest.param(np.zeros((6, 1000, 1500, 3), np.uint8), id="large"),  # one to a page
+    ],
+)
+def test_the_estimate_is_near(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, items: np.ndarray
+) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=0)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(FailureError) as error:
         write(source_of(items, items), tmp_path, mode="raw", workers=2)
-    estimates.append(float(str(error.value).split("about ")[1].split(" GB")[0]))
+    estimate = float(str(error.value).split("about ")[1].split(" GB")[0]) * 1e9
     monkeypatch.undo()
     path = write(source_of(items, items), tmp_path, mode="raw", workers=2)
     size = path.stat().st_size + (tmp_path / "val.beton").stat().st_size
-    assert size <= estimates[0] * 1e9 + 1e7
-    assert estimates[0] * 1e9 < 1.2 * size
+    assert size <= estimate + 1e7
+    assert estimate < 1.2 * size
 
 
 @pytest.mark.parametrize("megabytes", [9, 17, 20])
