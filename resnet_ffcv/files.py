@@ -22,9 +22,9 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
         sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+    except OSError as error:
         part.unlink(missing_ok=True)
-        raise FailureError(f"{path} could not be written: {error}") from error
+        raise FailureError(f"{path} could not be written: {error.strerror or error}") from error
 
 
 def sync_folder(folder: Path) -> None:

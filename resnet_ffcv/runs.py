@@ -1,6 +1,7 @@
 """The folder of a run: configuration, environment, log, checkpoints and pictures."""
 
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -94,8 +95,12 @@ class Run:
     def log(self, record: Record) -> None:
         """Adds an epoch to the log, TensorBoard and, at times, the curves."""
         self.records.append(record)
-        with (self.folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        path = self.folder / "log.jsonl"
+        try:
+            with path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise FailureError(f"{path} could not be written: {error.strerror}") from error
         for name, value in record.items():
             if isinstance(value, int | float) and name not in ("epoch", "step"):
                 self.tensorboard.add_scalar(name, value, record["step"])
@@ -104,8 +109,10 @@ class Run:
 
     def save_checkpoint(self, name: str, checkpoint: dict[str, Any]) -> None:
         """Writes checkpoints/`name` (last or best)."""
+        content = io.BytesIO()
+        torch.save(checkpoint, content)  # to a file, a full disk would be an error without words
         path = self.folder / "checkpoints" / name
-        write_whole(path, lambda file: torch.save(checkpoint, file))
+        write_whole(path, lambda file: file.write(content.getbuffer()))
 
     def draw_curves(self) -> None:
         """Writes curves.png: loss, accuracy and learning rate over epochs."""
