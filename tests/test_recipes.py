@@ -1,5 +1,6 @@
 """Every file in rn_configs/ is a valid recipe with a head that says how to run it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ def test_a_recipe_loads_builds_and_says_how_to_run_it(path: Path) -> None:
     assert f"python train.py --config rn_configs/{path.name}" in head
     assert "python write_datasets.py" in head
     assert "Meant for:" in head
+    assert re.search(r"\d %[ .;]", head), "no figure to expect"
 
 
 @pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
