@@ -287,7 +287,7 @@ class StrictChecker(fastargs.validation.Checker):  # type: ignore[misc]  # fasta
         bool: "true or false",
         int: "a whole number",
         float: "a number",
-        str: "a text that is not empty",
+        str: "a non-empty text",
         tuple: "numbers, with commas between",
     }
 
