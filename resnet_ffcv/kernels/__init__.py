@@ -1,0 +1,1 @@
+"""Numeric code, compiled by numba; knows nothing of FFCV, torch or files."""

@@ -1,0 +1,56 @@
+"""Decoding of raw images: RGB bytes, row by row."""
+
+import numpy as np
+
+from resnet_ffcv.kernels.compiling import kernel
+from resnet_ffcv.kernels.geometry import Window, make_axes
+from resnet_ffcv.kernels.memory import copy_bytes
+from resnet_ffcv.kernels.resample import (
+    BLOCK,
+    LANES,
+    Plane,
+    align,
+    filter_lines,
+    line_bytes,
+    write_columns_rgb,
+)
+
+SPARE = 3 * BLOCK * LANES  # bytes
+
+
+@kernel
+def resample_rgb(
+    pixels: int, height: int, width: int, window: Window, filter_: int,
+    out: int, out_height: int, out_width: int, work: np.ndarray,
+) -> None:  # fmt: skip
+    """A window of RGB pixels -> uint8 (out_height, out_width, 3).
+
+    Args:
+        pixels: address of uint8 (height, width, 3).
+        window: inside the image.
+        filter_: of taps.FILTERS.
+        out: address of the result.
+        work: int32; see count_rgb_work.
+    """
+    axes = make_axes(window, height, width, filter_, out_height, out_width, work)
+    spare = align(work.ctypes.data + 4 * axes.words)
+    narrow, step = spare + SPARE, 3 * width
+    lines = narrow
+    if step < LANES:  # a row is shorter than what is read of it at once
+        for y in range(axes.y.begin, axes.y.end):
+            copy_bytes(narrow + LANES * (y - axes.y.begin), pixels + step * y, step)
+        pixels, step = narrow - LANES * axes.y.begin, LANES
+        lines += LANES * (axes.y.end - axes.y.begin)
+    first = 3 * axes.x.begin
+    plane = Plane(pixels, step, first, 3 * (axes.x.end - axes.x.begin), step, 1)
+    stride = line_bytes(out_height)
+    origin = lines + (LANES - first) * stride  # of line 0, were it there
+    filter_lines(plane, axes.y, origin, stride)
+    write_columns_rgb(origin, stride, axes.x, out, out_height, out_width, spare)
+
+
+@kernel
+def count_rgb_work(height: int, width: int, out_height: int) -> int:
+    """Bytes that resample_rgb takes beside its axes, at most."""
+    lines = 3 * width + 3 * LANES
+    return 64 + SPARE + LANES * height + lines * line_bytes(out_height)

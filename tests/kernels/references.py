@@ -1,0 +1,168 @@
+"""What kernels are compared with: float64 formulas, and the dct form by its description."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from resnet_ffcv.kernels.geometry import Window
+
+FILTER_NAMES = ("area", "triangle", "cubic")
+
+
+@dataclass(frozen=True)
+class Taps:
+    """One axis: output i covers origin + i scale to origin + (i + 1) scale of low to high."""
+
+    filter_: int
+    origin: float
+    scale: float
+    count: int
+    low: int
+    high: int
+
+    def matrix(self) -> np.ndarray:
+        """float64 (count, high): what each output takes of each sample."""
+        samples = np.arange(self.high)
+        begin = self.origin + np.arange(self.count)[:, None] * self.scale
+        end = begin + self.scale
+        if self.filter_ == 0:
+            weights = np.clip(np.minimum(end, samples + 1) - np.maximum(begin, samples), 0, None)
+        else:
+            x = np.abs(samples + 0.5 - (begin + end) / 2) / max(self.scale, 1)
+            if self.filter_ == 1:
+                weights = np.clip(1 - x, 0, None)
+            else:  # Keys' cubic, a = -1/2
+                near = 1.5 * x**3 - 2.5 * x**2 + 1
+                far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+                weights = np.where(x < 1, near, np.where(x < 2, far, 0))
+        weights[:, : self.low] = 0
+        matrix: np.ndarray = weights / weights.sum(1, keepdims=True)
+        return matrix
+
+
+def axes(window: Window, shape: tuple[int, int], filter_: int, out: tuple[int, int]) -> list:
+    """float64 matrices of y and x."""
+    found = []
+    for begin, size, limit, count in (
+        (window.y, window.height, shape[0], out[0]),
+        (window.x, window.width, shape[1], out[1]),
+    ):
+        low, high = int(np.floor(begin)), int(np.ceil(begin + size))
+        if window.sees_all:
+            low, high = 0, limit
+        found.append(Taps(filter_, begin, size / count, count, low, min(high, limit)).matrix())
+    if window.mirrored:
+        found[1] = found[1][::-1]
+    return found
+
+
+def resample(image: np.ndarray, window: Window, filter_: int, out: tuple[int, int]) -> np.ndarray:
+    """float64 (*out, channels) of an image (height, width, channels)."""
+    y, x = axes(window, image.shape[:2], filter_, out)
+    part = image[: y.shape[1], : x.shape[1]].astype(np.float64)
+    return np.einsum("ab,bcd,ec->aed", y, part, x, optimize=True)
+
+
+def upsample(plane: np.ndarray, size: int, axis: int) -> np.ndarray:
+    """libjpeg's "fancy" upsampling of one axis to `size` samples, unrounded."""
+    plane = np.moveaxis(plane.astype(np.float64), axis, 0)
+    x = np.arange(size)
+    near = x // 2
+    far = np.clip(np.where(x % 2, near + 1, near - 1), 0, len(plane) - 1)
+    return np.moveaxis(0.75 * plane[near] + 0.25 * plane[far], 0, axis)
+
+
+def to_rgb(ycc: np.ndarray) -> np.ndarray:
+    """JFIF's RGB of float64 (..., 3), clipped to 0 to 255, unrounded."""
+    y, cb, cr = ycc[..., 0], ycc[..., 1] - 128, ycc[..., 2] - 128
+    rgb = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], -1)
+    return np.clip(rgb, 0, 255)
+
+
+def join(y: np.ndarray, cb: np.ndarray, cr: np.ndarray) -> np.ndarray:
+    """float64 (height, width, 3): colour brought to the luma's resolution where it has half."""
+    height, width = y.shape
+    if cb.shape == y.shape:
+        return np.stack([y, cb, cr], -1).astype(np.float64)
+    colour = [upsample(upsample(plane, height, 0), width, 1) for plane in (cb, cr)]
+    return np.stack([y.astype(np.float64), *colour], -1)
+
+
+def split(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Y, Cb, Cr in float64, colour as means of 2 x 2 pixels, unrounded."""
+    r, g, b = np.moveaxis(rgb.astype(np.float64), 2, 0)
+    y = 0.299 * r + 0.587 * g + 0.114 * b
+    cb, cr = 128 + (b - y) / 1.772, 128 + (r - y) / 1.402
+    height, width = y.shape
+
+    def half(plane: np.ndarray) -> np.ndarray:
+        plane = np.pad(plane, ((0, height % 2), (0, width % 2)), mode="edge")
+        return plane.reshape(plane.shape[0] // 2, 2, -1, 2).mean((1, 3))
+
+    return y, half(cb), half(cr)
+
+
+def dct_matrix(size: int) -> np.ndarray:
+    """float64 (size, size): the orthonormal DCT, [frequency, place]."""
+    k, n = np.arange(size)[:, None], np.arange(size)[None]
+    matrix: np.ndarray = np.sqrt(2 / size) * np.cos((2 * n + 1) * k * np.pi / (2 * size))
+    matrix[0] = np.sqrt(1 / size)
+    return matrix
+
+
+def blocks_of(plane: np.ndarray) -> np.ndarray:
+    """float64 (rows, columns, 8, 8): unquantised DCT coefficients of a plane, [v, u]."""
+    height, width = plane.shape
+    padded = np.pad(plane.astype(np.float64), ((0, -height % 8), (0, -width % 8)), mode="edge")
+    blocks = padded.reshape(padded.shape[0] // 8, 8, -1, 8).transpose(0, 2, 1, 3) - 128
+    matrix = dct_matrix(8)
+    return matrix @ blocks @ matrix.T
+
+
+def plane_of(coefficients: np.ndarray, shape: tuple[int, int], size: int) -> np.ndarray:
+    """Whole numbers 0 to 255: dequantised blocks (rows, columns, 8, 8) as a decoder shows them.
+
+    `size`: of a block, 8, or 4, 2, 1 for the same at size / 8 of the resolution.
+    """
+    matrix = dct_matrix(size)
+    pixels = matrix.T @ coefficients[:, :, :size, :size] @ matrix * (size / 8)
+    plane = np.clip(np.rint(pixels + 128), 0, 255).transpose(0, 2, 1, 3)
+    plane = plane.reshape(plane.shape[0] * size, -1)
+    return plane[: -(-shape[0] * size // 8), : -(-shape[1] * size // 8)]
+
+
+def read_groups(data: bytes, height: int, width: int, start: int, sizes: list[int]) -> tuple:
+    """(quantised blocks (rows, columns, 8, 8) [v, u], end) of a plane, by docs/format.md alone."""
+    down, across = -(-height // 32), -(-width // 64)
+    blocks = np.zeros((down * 4, across * 8, 8, 8), np.int64)
+    for index, size in enumerate(sizes):
+        column, row = divmod(index, down)
+        group = read_group(data[start : start + size])  # (64, 32)
+        start += size
+        tile = group.reshape(8, 8, 8, 4).transpose(3, 2, 1, 0)  # [by, bx, v, u]
+        blocks[4 * row : 4 * row + 4, 8 * column : 8 * column + 8] = tile
+    return blocks[: -(-height // 8), : -(-width // 8)], start
+
+
+def read_group(data: bytes) -> np.ndarray:
+    """int64 (64, 32), row 8 u + v, of one group."""
+    values = np.zeros((64, 32), np.int64)
+    middle = int.from_bytes(data[:2], "little", signed=True)
+    widest = data[2]
+    counts = {width: data[1 + width] for width in range(2, widest + 1)}
+    place = 3 + len(counts)
+    frequencies = list(data[place : place + sum(counts.values())])
+    place += len(frequencies)
+    for width, count in counts.items():
+        for _ in range(count):
+            frequency = frequencies.pop(0)
+            for bit in range(width - 1, -1, -1):
+                word = int.from_bytes(data[place : place + 4], "little")
+                place += 4
+                weight = -(1 << bit) if bit == width - 1 else 1 << bit
+                values[frequency] += [weight * (word >> lane & 1) for lane in range(32)]
+    for start in range(place, len(data), 2):
+        exception = int.from_bytes(data[start : start + 2], "little", signed=True)
+        values[exception >> 5 & 63, exception & 31] += exception >> 11
+    values[0] += middle
+    return values
