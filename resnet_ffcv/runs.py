@@ -95,12 +95,12 @@ class Run:
 
     def log(self, record: Record) -> None:
         """Adds an epoch to the log, TensorBoard and, at times, the curves."""
+        if self.tensorboard is None:  # what a run that was stopped said of this step on is void
+            events = str(self.folder / "tensorboard")
+            self.tensorboard = SummaryWriter(events, purge_step=record["step"])
         self.records.append(record)
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
-        if self.tensorboard is None:  # what a run that was stopped said of this step on is void
-            path = str(self.folder / "tensorboard")
-            self.tensorboard = SummaryWriter(path, purge_step=record["step"])
         for name, value in record.items():
             if isinstance(value, int | float) and name not in ("epoch", "step"):
                 self.tensorboard.add_scalar(name, value, record["step"])
