@@ -12,7 +12,9 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from resnet_ffcv import loader as ffcv
+from resnet_ffcv.beton import read_tables
 from resnet_ffcv.config import DataConfig
+from resnet_ffcv.encode import to_eight_bits
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.loader import Loader
 from resnet_ffcv.manifest import Manifest, read_manifest
@@ -20,6 +22,20 @@ from resnet_ffcv.manifest import Manifest, read_manifest
 # torchvision's and timm's convention for ImageNet, of pixels from 0 to 1.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# What writes the folders of data/ that recipes read.
+COMMANDS = {
+    "sample": "python write_datasets.py",
+    "cifar10": "python write_datasets.py --source.name=cifar10",
+    "cifar100": "python write_datasets.py --source.name=cifar100",
+    "imagenet": "python write_datasets.py --source.name=imagenet --source.path=ILSVRC2012 "
+    "--image.max_resolution=500",
+}
+
+OTHER_COMMAND = (
+    "`python write_datasets.py` writes the sample; with --source.name and --source.path it writes "
+    "your own images"
+)
 
 BATCHES_AHEAD = 3  # FFCV's default
 
@@ -108,13 +124,18 @@ def load_test_data(
 
 
 def open_file(path: str, key: str) -> File:
-    """A .beton with its manifest; FailureError that says how to write it where it is missing."""
+    """A .beton with its manifest, its tables checked.
+
+    Raises:
+        FailureError: it is missing (how to write it is said) or damaged.
+    """
     if not Path(path).is_file():
-        raise FailureError(
-            f"no file {path} ({key}): `python write_datasets.py` writes the sample; with "
-            "--source.name and --source.path it writes your own images"
-        )
-    return File(path, read_manifest(Path(path)))
+        command = COMMANDS.get(Path(path).parent.name)
+        advice = f"`{command}` writes it" if command else OTHER_COMMAND
+        raise FailureError(f"no file {path} ({key}): {advice}")
+    manifest = read_manifest(Path(path))
+    read_tables(Path(path))  # raises where FFCV would read other bytes than an image's
+    return File(path, manifest)
 
 
 def split_indices(samples: int, held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -126,7 +147,10 @@ def split_indices(samples: int, held_out: int, seed: int) -> tuple[np.ndarray, n
 
 
 def build_normalize(config: DataConfig) -> Normalize:
-    """The normalisation that `data.normalize` names; of data.train's pixels unless constant."""
+    """The normalisation that `data.normalize` names; of data.train's pixels unless constant.
+
+    A standard deviation counts as at least 1/255, one step of a pixel: a channel may be constant.
+    """
     if config.normalize == "imagenet":
         return Normalize(_per_channel(IMAGENET_MEAN), _per_channel(IMAGENET_STD))
     manifest = open_file(config.train, "data.train").manifest
@@ -135,6 +159,7 @@ def build_normalize(config: DataConfig) -> Normalize:
     mean, std = _per_channel(manifest.mean), _per_channel(manifest.std)
     if config.normalize == "pixel_mean":
         mean = _pixel_mean(config, manifest)
+    std = std.clamp(min=1 / 255)
     return Normalize(mean, std if config.normalize == "mean_std" else torch.ones_like(std))
 
 
@@ -145,7 +170,13 @@ def _per_channel(values: Any) -> Tensor:
 def _pixel_mean(config: DataConfig, manifest: Manifest) -> Tensor:
     if manifest.pixel_mean is None:
         raise UsageError("data.normalize=pixel_mean wants training images of one size")
-    mean = torch.from_numpy(np.load(Path(config.train).parent / manifest.pixel_mean))
+    path = Path(config.train).parent / manifest.pixel_mean
+    try:
+        mean = torch.from_numpy(np.load(path))
+    except (OSError, ValueError, EOFError) as error:
+        raise FailureError(
+            f"{path}, the mean of {config.train}, cannot be read; write them again"
+        ) from error
     if mean.shape[:2] != (config.resolution, config.resolution):
         raise UsageError(
             f"data.normalize=pixel_mean: the training images have {mean.shape[1]} x "
@@ -162,7 +193,7 @@ def _training_loader(
     if config.crop == "random_resized":
         operations = [ffcv.RandomResizedCropRGBImageDecoder(size, scale=(config.min_area, 1.0))]
     elif config.crop == "center":
-        operations = [ffcv.CenterCropRGBImageDecoder(size, config.center_ratio)]
+        operations = [_center_crop(file, config)]
     else:
         if file.constant_size != size:
             raise UsageError(
@@ -190,15 +221,22 @@ def _test_loader(
 ) -> Loader:
     size = (config.resolution, config.resolution)
     whole = file.constant_size == size and config.center_ratio == 1
-    decoder = (
-        ffcv.SimpleRGBImageDecoder()
-        if whole
-        else ffcv.CenterCropRGBImageDecoder(size, config.center_ratio)
-    )
+    decoder = ffcv.SimpleRGBImageDecoder() if whole else _center_crop(file, config)
     return _loader(
         file, config, device, [decoder], batch_size,
         order=ffcv.OrderOption.SEQUENTIAL, indices=indices, seed=0,
     )  # fmt: skip
+
+
+def _center_crop(file: File, config: DataConfig) -> Any:
+    least = min(file.manifest.width[0], file.manifest.height[0])
+    if int(config.center_ratio * least) < 1:  # FFCV aborts the process at a window of no pixels
+        raise UsageError(
+            f"data.center_ratio={config.center_ratio:g} leaves no pixel of the smallest image of "
+            f"{file.path}, {least} pixels on its short side; make it larger (1: the whole side)"
+        )
+    size = (config.resolution, config.resolution)
+    return ffcv.CenterCropRGBImageDecoder(size, config.center_ratio)
 
 
 def _loader(
@@ -249,8 +287,8 @@ def read_picture(path: Path, resolution: int, center_ratio: float) -> np.ndarray
     """
     try:
         with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except (OSError, ValueError) as error:
+            image = to_eight_bits(opened).convert("RGB")
+    except Exception as error:  # Pillow's plugins raise nearly anything
         raise FailureError(f"picture {path} cannot be read: {error}") from error
     width, height = image.size
     side = max(1, int(center_ratio * min(width, height)))
@@ -263,3 +301,9 @@ def readable_name(name: str) -> str:
     """ImageNet's WordNet ids as words, such as n01440764 as tench; any other name as it is."""
     words: dict[str, str] = ImageNetInfo().label_descriptions(as_dict=True)
     return words.get(name, name)
+
+
+def short_name(name: str) -> str:
+    """The first of an ImageNet class's words, such as tench; any other name as it is."""
+    words = readable_name(name)
+    return name if words == name else words.split(",")[0]

@@ -1,6 +1,7 @@
 """What train.py does: train, go on with a run, evaluate, name the classes of a picture."""
 
-import time
+import copy
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,21 @@ from resnet_ffcv.data import (
 )
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.models import build_model, load_weights, read_weights
+from resnet_ffcv.models.weights import NEW_HEAD
 from resnet_ffcv.runs import Record, Run
-from resnet_ffcv.testing import Counts
-from resnet_ffcv.training import Display, Trainer, seed_generators
+from resnet_ffcv.testing import Clock, Counts
+from resnet_ffcv.training import (
+    Display,
+    Trainer,
+    build_optimizer,
+    generator_states,
+    restore_generators,
+    seed_generators,
+)
+
+# torchvision's convention, of weights that do not say how their images were seen.
+FOREIGN_VIEW = {"normalize": "imagenet", "resolution": 224, "center_ratio": 0.875}
+OTHER_CLASSES = "data.val names the file whose classes the model is tested on"
 
 Given = dict[str, Any]  # the keys that a file or the command line set
 
@@ -71,14 +84,20 @@ def resume(folder: str, given: Given) -> dict[str, Any]:
     return _train(config, run, checkpoint, device, *trainer_parts)
 
 
-def _prepare(config: TrainConfig, device: torch.device) -> tuple[Data, nn.Module]:
+def _prepare(
+    config: TrainConfig, device: torch.device
+) -> tuple[Data, nn.Module, torch.optim.Optimizer]:
     seed_generators(config.training.seed)
     data = load_data(config.data, config.training.seed, config.test.batch_size, device)
     model = _build(config, len(data.classes), device)
-    return data, model
+    batch_size, images = data.train.batch_size, len(data.train.indices)
+    _check_fit(config, model, device, smallest_batch=images % batch_size or batch_size)
+    return data, model, build_optimizer(model, config.training)
 
 
-def _build(config: TrainConfig, num_classes: int, device: torch.device) -> nn.Module:
+def _build(
+    config: TrainConfig, num_classes: int, device: torch.device, *, hint: str = NEW_HEAD
+) -> nn.Module:
     chosen = config.model
     model = build_model(
         chosen.name,
@@ -88,8 +107,30 @@ def _build(config: TrainConfig, num_classes: int, device: torch.device) -> nn.Mo
         zero_init=chosen.zero_init,
     )
     if chosen.weights is not None:
-        load_weights(model, chosen.weights, head=chosen.pretrained_head)
+        load_weights(model, chosen.weights, head=chosen.pretrained_head, hint=hint)
     return model.to(device).to(memory_format=torch.channels_last)
+
+
+def _check_fit(
+    config: TrainConfig, model: nn.Module, device: torch.device, smallest_batch: int = 2
+) -> None:
+    """Raises UsageError where the model does not take images of the recipe's size.
+
+    BatchNorm wants two values of each channel: a batch of one image may have but one.
+    """
+    side, images = config.data.resolution, min(smallest_batch, 2)  # more tell no more
+    states = generator_states()
+    try:
+        with torch.inference_mode():
+            copy.deepcopy(model).train()(torch.zeros(images, 3, side, side, device=device)).float()
+    except Exception as error:  # each network has its own
+        one = ", or data.batch_size so that no batch is of one image" if images == 1 else ""
+        raise UsageError(
+            f"model.name={config.model.name} does not take {images} x {side} x {side} pixels "
+            f"({error}); change it, or data.resolution{one}"
+        ) from error
+    finally:
+        restore_generators(states)
 
 
 def pick_device(config: TrainingConfig) -> torch.device:
@@ -110,10 +151,11 @@ def _train(
     device: torch.device,
     data: Data,
     model: nn.Module,
+    optimizer: torch.optim.Optimizer,
 ) -> dict[str, Any]:
     commandline.say_when_stopped(lambda: _how_to_go_on(run))
     with commandline.progress() as progress:
-        trainer = Trainer(config, model, data, run, device, _Bar(progress))
+        trainer = Trainer(config, model, optimizer, data, run, device, _Bar(progress))
         if checkpoint:
             trainer.load_state_dict(checkpoint)
         _announce(trainer)
@@ -149,20 +191,24 @@ def evaluate(config: TrainConfig, given: Given) -> dict[str, Any]:
     loader, classes = load_test_data(config.data, config.test.batch_size, device)
     if weights.get("classes", classes) != classes:
         raise FailureError(f"{config.model.weights} and {config.data.val} have different classes")
-    model = _build(config, len(classes), device)
-    normalize = _normalize(config, weights).to(device)
+    model = _build(config, len(classes), device, hint=OTHER_CLASSES)
+    _check_fit(config, model, device)
+    normalize = _normalize(config, given, weights).to(device)
     precision = config.training.precision
     with commandline.progress() as progress:
-        bar = _Bar(progress)
+        bar, clock = _Bar(progress), Clock()
         bar.begin("test", len(loader.indices))
-        began = time.perf_counter()
-        counts = testing.evaluate(model, loader, normalize, device, precision, bar.advance)
-        seconds = time.perf_counter() - began
+        counts = testing.evaluate(model, loader, normalize, device, precision, bar.advance, clock)
+    if not math.isfinite(counts.loss):
+        raise FailureError(
+            f"the loss of {config.model.weights} on {config.data.val} is not finite: weights of a "
+            "run that diverged, or of other images"
+        )
     result = {
         **_accuracy(counts),
         "protocol": config.test.protocol,
         "epochs": None,
-        "images_per_s": counts.seen / seconds,
+        "images_per_s": counts.seen / clock.seconds,
         "run": None,
     }
     _show_result(f"{config.model.weights} on {config.data.val}", model, result, {})
@@ -175,9 +221,10 @@ def predict(config: TrainConfig, given: Given, picture: str) -> dict[str, Any]:
     weights = _weights(config)
     config = adopt_checkpoint(config, given, weights)
     classes = weights.get("classes") or _classes_of_foreign_weights(config, given)
-    model = _build(config, len(classes), device).eval()
+    model = _build(config, len(classes), device, hint=OTHER_CLASSES).eval()
+    _check_fit(config, model, device)
     pixels = read_picture(Path(picture), config.data.resolution, config.data.center_ratio)
-    normalize = _normalize(config, weights)
+    normalize = _normalize(config, given, weights)
     with torch.inference_mode():
         inputs = normalize(torch.from_numpy(pixels)[None]).to(device)
         likely = model(inputs).float().softmax(1)[0].topk(min(5, len(classes)))
@@ -191,31 +238,37 @@ def predict(config: TrainConfig, given: Given, picture: str) -> dict[str, Any]:
 def _weights(config: TrainConfig) -> dict[str, Any]:
     if config.model.weights is None:
         raise UsageError("give the weights to test: --model.weights=FILE")
+    if config.model.pretrained_head == "new":
+        raise UsageError("model.pretrained_head=new is to train with: it has learned nothing yet")
     return read_weights(config.model.weights)
 
 
 def adopt_checkpoint(config: TrainConfig, given: Given, weights: dict[str, Any]) -> TrainConfig:
     """The configuration with what a checkpoint of ours records, where no key was given for it.
 
-    Weights from elsewhere record nothing: there torchvision's convention stands for what was not
-    given (its mean and standard deviation, the centre 224 of 256 pixels).
+    Weights from elsewhere record no view of the images: there torchvision's convention stands for
+    what was not given (its mean and standard deviation, the centre 224 of 256 pixels).
     """
+    found = {"data": weights.get("view", FOREIGN_VIEW)}
     if "spec" in weights:
-        spec = {name: weights["spec"][name] for name in ("name", "shortcut", "stride_in")}
-        found = {"model": spec, "data": weights.get("view", {})}
-    else:
-        view = {"normalize": "imagenet", "resolution": 224, "center_ratio": 0.875}
-        found = {"data": view}
+        found["model"] = {name: weights["spec"][name] for name in ("name", "shortcut", "stride_in")}
     for section, values in found.items():
         free = {name: v for name, v in values.items() if f"{section}.{name}" not in given}
         config = replace(config, **{section: replace(getattr(config, section), **free)})
     return config
 
 
-def _normalize(config: TrainConfig, weights: dict[str, Any]) -> Normalize:
-    if "normalize" in weights:
-        return Normalize(**weights["normalize"])
-    return build_normalize(config.data)
+def _normalize(config: TrainConfig, given: Given, weights: dict[str, Any]) -> Normalize:
+    if "normalize" not in weights or "data.normalize" in given:
+        return build_normalize(config.data)
+    normalize, side = Normalize(**weights["normalize"]), config.data.resolution
+    if normalize.mean.shape[1:] not in ((1, 1), (side, side)):
+        raise UsageError(
+            f"{config.model.weights} subtracts a mean of {normalize.mean.shape[2]} x "
+            f"{normalize.mean.shape[1]} pixels (data.normalize=pixel_mean), data.resolution is "
+            f"{side}; leave data.resolution out, or give data.normalize too"
+        )
+    return normalize
 
 
 def _classes_of_foreign_weights(config: TrainConfig, given: Given) -> list[str]:
@@ -236,12 +289,11 @@ def _accuracy(counts: Counts) -> dict[str, Any]:
 def _announce(trainer: Trainer) -> None:
     config, data = trainer.config, trainer.data
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    console.print(
+    console.out(  # not print, which would take brackets in the folder's name for markup
         f"{config.model.name}, {parameters:,} parameters, on {trainer.device}; "
         f"{len(data.train.indices):,} images to learn from, {len(data.val.indices):,} to validate; "
         f"steps {trainer.step:,} to {trainer.total_steps:,}; {trainer.run.folder}\n"
-        "compiling FFCV's pipelines: the first batch takes some seconds",
-        soft_wrap=True,
+        "compiling FFCV's pipelines: the first batch takes some seconds"
     )
 
 

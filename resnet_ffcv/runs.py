@@ -38,10 +38,7 @@ class Run:
         (folder / "checkpoints").mkdir(exist_ok=True)
         lines = "".join(json.dumps(record) + "\n" for record in self.records)
         write_whole(folder / "log.jsonl", lambda file: file.write(lines.encode()))
-        last_step = self.records[-1]["step"] if self.records else 0
-        self.tensorboard = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=last_step + 1 if records else None
-        )
+        self.tensorboard: SummaryWriter | None = None  # a file, so not before there is an event
 
     @classmethod
     def create(cls, config: TrainConfig, device: torch.device) -> "Run":
@@ -51,14 +48,16 @@ class Run:
             UsageError: the folder holds a run already.
             FailureError: it cannot be made.
         """
-        folder = Path(config.run.folder) if config.run.folder else _fresh_folder(config.model.name)
-        if (folder / "config.yaml").exists():
+        folder = Path(config.run.folder or "runs")
+        if config.run.folder and (folder / "config.yaml").exists():
             raise UsageError(
                 f"{folder} holds a run already: name another run.folder, or go on with it by "
                 f"--run.resume={folder}"
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if not config.run.folder:
+                folder = _make_fresh_folder(folder, config.model.name)
             write_whole(
                 folder / "environment.json",
                 lambda file: file.write(
@@ -75,13 +74,16 @@ class Run:
 
     @classmethod
     def reopen(cls, folder: Path) -> tuple["Run", dict[str, Any] | None]:
-        """(the run, its last checkpoint); the log is cut back to that checkpoint.
+        """(the run, its last checkpoint); log and best checkpoint become those of that epoch.
 
         The checkpoint is None where the run was stopped before its first: it begins anew.
         """
         path = folder / "checkpoints" / "last"
         checkpoint = read_checkpoint(path) if path.exists() else None
-        return cls(folder, checkpoint["records"] if checkpoint else []), checkpoint
+        run = cls(folder, checkpoint["records"] if checkpoint else [])
+        if checkpoint and last_is_best(run.records):  # and was perhaps killed before it said so
+            run.save_checkpoint("best", checkpoint)
+        return run, checkpoint
 
     @property
     def last_checkpoint(self) -> Path | None:
@@ -94,6 +96,9 @@ class Run:
 
     def log(self, record: Record) -> None:
         """Adds an epoch to the log, TensorBoard and, at times, the curves."""
+        if self.tensorboard is None:  # what a run that was stopped said of this step on is void
+            events = str(self.folder / "tensorboard")
+            self.tensorboard = SummaryWriter(events, purge_step=record["step"])
         self.records.append(record)
         path = self.folder / "log.jsonl"
         try:
@@ -132,7 +137,8 @@ class Run:
             lambda file: file.write(json.dumps(result).encode() + b"\n"),
         )
         self.draw_curves()
-        self.tensorboard.close()
+        if self.tensorboard:
+            self.tensorboard.close()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -147,13 +153,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _fresh_folder(model: str) -> Path:
+def last_is_best(records: Sequence[Record]) -> bool:
+    """Whether the last epoch has a higher validation accuracy than all before it."""
+    *before, last = (record["val_top1"] for record in records)
+    return bool(last > max(before, default=-1.0))
+
+
+def _make_fresh_folder(parent: Path, model: str) -> Path:
     name = f"{model.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder, count = Path("runs") / name, 1
-    while folder.exists():
-        count += 1
-        folder = Path("runs") / f"{name}-{count}"
-    return folder
+    folder, count = parent / name, 1
+    while True:
+        try:
+            folder.mkdir()  # not `exists` first: two runs may begin in the same second
+            return folder
+        except FileExistsError:
+            count += 1
+            folder = parent / f"{name}-{count}"
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
@@ -220,5 +235,5 @@ def draw_images(pixels: Any, names: Sequence[str]) -> Figure:
         axes.axis("off")
     for axes, image, name in zip(figure.axes, pixels[:16], names, strict=False):
         axes.imshow(image)
-        axes.set_title(name, fontsize=9)
+        axes.set_title(name, fontsize=9, parse_math=False)
     return figure

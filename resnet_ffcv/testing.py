@@ -1,6 +1,7 @@
 """Evaluation: counts of what a model gets right, over every image once."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +74,36 @@ class Meter:
         return None if step < 0 else step
 
 
+class Clock:
+    """Seconds of a pass over a Loader, and of these the seconds spent waiting for data.
+
+    The wait for the first batch of a process is not counted: FFCV compiles its pipeline in it.
+    """
+
+    def __init__(self) -> None:
+        self.began = self.seconds = self.waiting = 0.0
+        self.compiled = False
+
+    def time(self, batches: Loader) -> Generator[Any, None, None]:
+        """The batches of a pass, timed from here on; ends the pass when it is closed."""
+        self.began = asked = time.perf_counter()
+        self.waiting = 0.0
+        iterator = iter(batches)
+        with closing(iterator):
+            for batch in iterator:
+                arrived = time.perf_counter()
+                if self.compiled:
+                    self.waiting += arrived - asked
+                else:
+                    self.began, self.compiled = arrived, True
+                yield batch
+                asked = time.perf_counter()
+
+    def stop(self) -> None:
+        """The pass ends."""
+        self.seconds = time.perf_counter() - self.began
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The mixed-precision context of `precision` (bf16, fp16 or fp32)."""
     return torch.autocast(
@@ -87,19 +118,21 @@ def evaluate(
     device: torch.device,
     precision: str,
     on_images: Callable[[int], Any] = lambda _: None,
+    clock: Clock | None = None,
 ) -> Counts:
     """Tests `model`, in evaluation mode, on every image of `loader` once; one view of each.
 
     Args:
         on_images: called with the number of images of each batch, for a progress bar.
+        clock: times the test.
 
     Raises:
         FailureError: the loader gave another number of images than its file holds.
     """
     if isinstance(model, nn.Module):
         model.eval()
-    meter = Meter(device)
-    with torch.inference_mode(), closing(iter(loader)) as batches:
+    meter, clock = Meter(device), clock or Clock()
+    with torch.inference_mode(), closing(clock.time(loader)) as batches:
         for images, labels in batches:
             with autocast(device, precision):
                 logits = model(normalize(images)).float()
@@ -109,4 +142,6 @@ def evaluate(
         raise FailureError(
             f"{loader.fname}: {meter.seen} images were tested, it holds {len(loader.indices)}"
         )
-    return meter.counts()
+    counts = meter.counts()  # waits for the device
+    clock.stop()
+    return counts

@@ -1,9 +1,9 @@
 """The training loop."""
 
 import itertools
+import math
 import random
 import time
-from collections.abc import Generator
 from contextlib import closing
 from typing import Any
 
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from resnet_ffcv import config as configuration
 from resnet_ffcv.config import TrainConfig, TrainingConfig
-from resnet_ffcv.data import Data, readable_name
-from resnet_ffcv.errors import FailureError
+from resnet_ffcv.data import Data, short_name
+from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.loader import Loader
-from resnet_ffcv.runs import Record, Run
+from resnet_ffcv.runs import Record, Run, last_is_best
 from resnet_ffcv.schedules import learning_rate
-from resnet_ffcv.testing import Counts, Meter, autocast, evaluate
+from resnet_ffcv.testing import Clock, Counts, Meter, autocast, evaluate
 
 SECONDS_BETWEEN_LOOKS = 1.0  # at the loss, for people and for NaN; each look waits for the device
 
@@ -46,6 +46,7 @@ class Trainer:
     Args:
         config: the whole recipe.
         model: on `device`, channels-last, from `build_model`.
+        optimizer: of the model, from `build_optimizer`.
         data: the Loaders of the recipe, from `load_data`.
         run: where the log and the checkpoints go.
     """
@@ -54,6 +55,7 @@ class Trainer:
         self,
         config: TrainConfig,
         model: nn.Module,
+        optimizer: torch.optim.Optimizer,
         data: Data,
         run: Run,
         device: torch.device,
@@ -61,7 +63,7 @@ class Trainer:
     ) -> None:
         self.config, self.model, self.data, self.run, self.device = config, model, data, run, device
         self.display = display or Display()
-        self.optimizer = build_optimizer(model, config.training)
+        self.optimizer = optimizer
         scaled = config.training.precision == "fp16"
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
         # The compiled form shares its parameters with `model`.
@@ -76,7 +78,8 @@ class Trainer:
         """Trains to the end of the recipe or to early stopping; returns the last validation.
 
         Raises:
-            FailureError: a loss that is not finite; the message names the step.
+            FailureError: a loss that is not finite, in training or validation; the message names
+                the step. Nothing of that epoch is kept.
         """
         tested = None
         while self.step < self.total_steps and not self._stopped_early():
@@ -144,7 +147,11 @@ class Trainer:
         """Tests the model as it is on every image of `loader`."""
         self.display.begin(what, len(loader.indices))
         precision, normalize = self.config.training.precision, self.data.normalize
-        return evaluate(self.model, loader, normalize, self.device, precision, self.display.advance)
+        advance = self.display.advance
+        counts = evaluate(self.model, loader, normalize, self.device, precision, advance)
+        if not math.isfinite(counts.loss):
+            raise self._not_finite(f"the {what} loss is not finite after step {self.step}")
+        return counts
 
     def _learning_rate(self) -> float:
         return learning_rate(
@@ -159,18 +166,18 @@ class Trainer:
     def _look(self, meter: Meter) -> None:
         bad_step = meter.first_bad_step()
         if bad_step is not None:
-            last = self.run.last_checkpoint or "none yet"
-            raise FailureError(
-                f"the loss is not finite at step {bad_step} (epoch "
-                f"{bad_step // self.steps_per_epoch + 1}); try a lower lr.base or lr.warmup; last "
-                f"checkpoint: {last}"
-            )
+            epoch = bad_step // self.steps_per_epoch + 1
+            raise self._not_finite(f"the loss is not finite at step {bad_step} (epoch {epoch})")
         self.display.look(meter.counts())
+
+    def _not_finite(self, what: str) -> FailureError:
+        last = self.run.last_checkpoint or "none yet"
+        return FailureError(f"{what}; try a lower lr.base, or lr.warmup; last checkpoint: {last}")
 
     def _draw_batch(self, inputs: Tensor, labels: Tensor) -> None:
         pixels = self.data.normalize.pixels(inputs[:16]).cpu().numpy()
-        names = [readable_name(self.data.classes[label]) for label in labels[:16].tolist()]
-        self.run.draw_batch(pixels, [name.split(",")[0] for name in names])
+        names = [self.data.classes[label] for label in labels[:16].tolist()]
+        self.run.draw_batch(pixels, [short_name(name) for name in names])
 
     def _stopped_early(self) -> bool:
         patience = self.config.training.early_stop
@@ -178,13 +185,15 @@ class Trainer:
         return bool(patience and losses and len(losses) - 1 - int(np.argmin(losses)) >= patience)
 
     def _save_if_due(self) -> None:
-        accuracies = [record["val_top1"] for record in self.run.records]
-        is_best = accuracies[-1] > max(accuracies[:-1], default=-1.0)
+        is_best = last_is_best(self.run.records)
         is_last = self.step >= self.total_steps or self._stopped_early()
+        is_due = len(self.run.records) % self.config.run.checkpoint_every == 0
+        # With each best a last, and before it: else a run that is killed and resumed could keep a
+        # best of an epoch it has discarded. Run.reopen writes a best that a kill left out.
+        if is_best or is_last or is_due:
+            self.run.save_checkpoint("last", self.state_dict())
         if is_best:
             self.run.save_checkpoint("best", self.state_dict())
-        if is_last or len(self.run.records) % self.config.run.checkpoint_every == 0:
-            self.run.save_checkpoint("last", self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the run depends on, as tensors and plain values."""
@@ -224,38 +233,12 @@ class Trainer:
         restore_generators(state["generators"])
 
 
-class Clock:
-    """Seconds of an epoch's training, and of these the seconds spent waiting for data.
-
-    The wait for the first batch of a process is not counted: FFCV compiles its pipeline in it.
-    """
-
-    def __init__(self) -> None:
-        self.began = self.seconds = self.waiting = 0.0
-        self.compiled = False
-
-    def time(self, batches: Loader) -> Generator[Any, None, None]:
-        """The batches of an epoch, timed from here on; ends the epoch when it is closed."""
-        self.began = asked = time.perf_counter()
-        self.waiting = 0.0
-        iterator = iter(batches)
-        with closing(iterator):
-            for batch in iterator:
-                arrived = time.perf_counter()
-                if self.compiled:
-                    self.waiting += arrived - asked
-                else:
-                    self.began, self.compiled = arrived, True
-                yield batch
-                asked = time.perf_counter()
-
-    def stop(self) -> None:
-        """The epoch's training ends."""
-        self.seconds = time.perf_counter() - self.began
-
-
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW. With `decay_all` false, norms and biases (one-dimensional) are not decayed."""
+    """SGD or AdamW. With `decay_all` false, norms and biases (one-dimensional) are not decayed.
+
+    Raises:
+        UsageError: what torch refuses, such as Nesterov's momentum of 0.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": parameters}]
     if not config.decay_all:
@@ -263,16 +246,17 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
             {"params": [p for p in parameters if p.ndim > 1]},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-    if config.optimizer == "adamw":
-        betas = (config.momentum, 0.999)
-        return torch.optim.AdamW(groups, betas=betas, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        groups,
-        lr=0.0,  # set at every step
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-    )
+    decay = config.weight_decay
+    try:  # the rate is set at every step
+        if config.optimizer == "adamw":
+            betas = (config.momentum, 0.999)
+            return torch.optim.AdamW(groups, lr=0.0, betas=betas, weight_decay=decay)
+        momentum, nesterov = config.momentum, config.nesterov
+        return torch.optim.SGD(
+            groups, lr=0.0, momentum=momentum, nesterov=nesterov, weight_decay=decay
+        )
+    except ValueError as error:
+        raise UsageError(f"training.optimizer={config.optimizer}: {error}") from error
 
 
 def seed_generators(seed: int) -> None:

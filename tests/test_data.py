@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from resnet_ffcv import data
+from resnet_ffcv import beton, data
 from resnet_ffcv.config import DataConfig
-from resnet_ffcv.data import Normalize, load_data, read_picture, split_indices
+from resnet_ffcv.data import Normalize, load_data, load_test_data, read_picture, split_indices
 from resnet_ffcv.errors import FailureError, UsageError
 
 CPU = torch.device("cpu")
@@ -87,7 +87,11 @@ def test_a_split_parts_the_images_for_good(samples: int, held_out: int, seed: in
     ("options", "error", "message"),
     [
         ({"resolution": 24}, UsageError, "data.crop=pad wants images of 24 x 24"),
-        ({"train": "nowhere.beton"}, FailureError, "write_datasets.py"),
+        ({"train": "nowhere.beton"}, FailureError, "`python write_datasets.py` writes the sample"),
+        ({"train": "data/cifar10/train.beton"}, FailureError, "--source.name=cifar10` writes it"),
+        ({"val": "x/imagenet/val.beton"}, FailureError, "=imagenet --source.path=ILSVRC2012 "),
+        ({"center_ratio": 0.03}, UsageError, "data.center_ratio=0.03 leaves no pixel .* 32 pixels"),
+        ({"center_ratio": 0.03, "crop": "center"}, UsageError, "center_ratio=0.03 leaves no pixel"),
         ({"normalize": "pixel_mean", "crop": "center", "resolution": 24}, UsageError, "32 x 32"),
         ({"split": 64}, UsageError, "leaves none of the 64"),
     ],
@@ -99,15 +103,107 @@ def test_what_does_not_fit_the_file_is_named(
         load_data(recipe(sample_folder, **options), seed=0, test_batch_size=8, device=CPU)
 
 
+def test_a_window_of_one_pixel_is_the_smallest(sample_folder: Path) -> None:
+    config = recipe(sample_folder, center_ratio=1 / 32)
+    loader, _ = load_test_data(config, batch_size=64, device=CPU)
+    ((images, _),) = [(images.numpy().copy(), labels) for images, labels in loader]
+    assert (images == images[:, :1, :1]).all()  # 32 x 32 pixels, all of the one in the middle
+
+
+def copy_files(sample_folder: Path, folder: Path) -> None:
+    for name in ("train", "val"):
+        for file in sample_folder.glob(f"{name}.*"):
+            (folder / file.name).write_bytes(file.read_bytes())
+
+
+def change_manifest(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
 def test_files_of_different_classes_are_refused(sample_folder: Path, tmp_path: Path) -> None:
-    for name in ("val.beton", "val.beton.json"):
-        (tmp_path / name).write_bytes((sample_folder / name).read_bytes())
-    manifest = json.loads((tmp_path / "val.beton.json").read_text())
-    manifest["classes"][0] = "plane"
-    (tmp_path / "val.beton.json").write_text(json.dumps(manifest))
-    config = recipe(sample_folder, val=str(tmp_path / "val.beton"))
+    copy_files(sample_folder, tmp_path)
+    change_manifest(tmp_path / "val.beton.json", classes=[str(number) for number in range(10)])
     with pytest.raises(FailureError, match="different classes"):
-        load_data(config, seed=0, test_batch_size=8, device=CPU)
+        load_data(recipe(tmp_path), seed=0, test_batch_size=8, device=CPU)
+
+
+def test_a_file_whose_tables_are_damaged_is_refused(sample_folder: Path, tmp_path: Path) -> None:
+    copy_files(sample_folder, tmp_path)
+    path = tmp_path / "train.beton"
+    content = bytearray(path.read_bytes())
+    rows = beton.HEADER.itemsize + 2 * beton.FIELD.itemsize
+    row = rows + 5 * beton.METADATA.itemsize
+    content[row + beton.IMAGE.fields["data_ptr"][1]] ^= 1  # it begins a byte later, or earlier
+    path.write_bytes(content)
+    with pytest.raises(FailureError, match=r"train\.beton is damaged: a sample without its region"):
+        load_data(recipe(tmp_path), seed=0, test_batch_size=8, device=CPU)
+
+
+def test_a_constant_channel_is_not_divided_by_nothing(sample_folder: Path, tmp_path: Path) -> None:
+    copy_files(sample_folder, tmp_path)
+    change_manifest(tmp_path / "train.beton.json", mean=[0.5, 0.5, 1.0], std=[0.2, 0.001, 0.0])
+    normalize = data.build_normalize(recipe(tmp_path))
+    np.testing.assert_allclose(normalize.std.flatten().numpy(), [0.2, 1 / 255, 1 / 255])
+    white = normalize(torch.full((1, 2, 2, 3), 255, dtype=torch.uint8))
+    np.testing.assert_allclose(white[0, :, 0, 0].numpy(), [2.5, 127.5, 0.0], rtol=1e-6)
+
+
+def test_a_mean_image_that_is_gone_is_named(sample_folder: Path, tmp_path: Path) -> None:
+    copy_files(sample_folder, tmp_path)
+    (mean,) = tmp_path.glob("*.npy")
+    for content in (None, b"", b"no array"):
+        if content is None:
+            mean.unlink()
+        else:
+            mean.write_bytes(content)
+        with pytest.raises(FailureError, match=f"{mean.name}, the mean of .* cannot be read"):
+            data.build_normalize(recipe(tmp_path, normalize="pixel_mean"))
+
+
+def epochs_of(config: DataConfig, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(training images (count * 64, ...) as they come, the stored image of each)."""
+    loader = load_data(config, seed=0, test_batch_size=8, device=CPU).train
+    found = [images.numpy().copy() for _ in range(count) for images, _ in loader]
+    orders = [np.random.default_rng(epoch).permutation(64) for epoch in range(count)]
+    return np.concatenate(found), sample_pixels()[np.concatenate(orders)]
+
+
+def test_padded_crops_are_windows_of_the_padded_image_or_its_mirror_image(
+    sample_folder: Path,
+) -> None:
+    crops, originals = epochs_of(recipe(sample_folder, crop="pad", padding=4, flip=True), 4)
+    padded = np.pad(originals, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    places = []
+    for crop, image in zip(crops, padded, strict=True):
+        windows = np.lib.stride_tricks.sliding_window_view(image, (32, 32), (0, 1))
+        windows = windows.transpose(0, 1, 3, 4, 2)  # (9, 9, 32, 32, 3)
+        both = np.stack((windows, windows[:, :, :, ::-1]))
+        fits = np.argwhere((both == crop).all((3, 4, 5)))
+        assert len(fits) == 1
+        places.append(fits[0])
+    # Of 256 draws; a value that never comes has a chance of (8/9)^256, 1e-13.
+    mirrored, top, left = np.array(places).T
+    assert set(top) == set(left) == set(range(9))
+    assert 50 < mirrored.sum() < 206
+    assert abs(np.corrcoef(top, left)[0, 1]) < 0.4
+
+
+def test_padding_and_flip_are_left_out_where_asked(sample_folder: Path) -> None:
+    crops, originals = epochs_of(recipe(sample_folder, crop="pad", padding=0, flip=False), 1)
+    np.testing.assert_array_equal(crops, originals)
+
+
+def test_random_resized_crops_are_windows_of_the_image_of_many_sizes(sample_folder: Path) -> None:
+    config = recipe(sample_folder, crop="random_resized", resolution=24, min_area=0.25, flip=False)
+    crops, originals = epochs_of(config, 2)
+    assert crops.shape == (128, 24, 24, 3)
+    first, second = crops[np.argsort(np.random.default_rng(0).permutation(64))], crops[64:]
+    second = second[np.argsort(np.random.default_rng(1).permutation(64))]
+    assert (first != second).any((1, 2, 3)).sum() > 48  # a chance repeat is rare
+    # No darker and no brighter than the image it is of, up to the rounding of the resize.
+    low, high = (getattr(originals.astype(int), name)((1, 2)) for name in ("min", "max"))
+    assert (crops.min((1, 2)) >= low - 1).all()
+    assert (crops.max((1, 2)) <= high + 1).all()
 
 
 def test_more_memory_than_there_is_is_refused(
@@ -118,12 +214,29 @@ def test_more_memory_than_there_is_is_refused(
         load_data(recipe(sample_folder), seed=0, test_batch_size=8, device=CPU)
 
 
-def test_a_picture_is_read_as_a_test_image(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mode", "top"), [("I;16", 65_535), ("L", 255), ("LA", 255), ("1", 1)])
+def test_a_picture_of_any_depth_is_read_as_the_writer_stores_it(
+    tmp_path: Path, mode: str, top: int
+) -> None:
+    shares = np.linspace(0, 1, 64).reshape(8, 8)
+    values = np.round(shares * top).astype(np.uint16)
+    image = Image.fromarray(values if mode == "I;16" else (values * 255 // top).astype(np.uint8))
+    (image if mode == "I;16" else image.convert(mode)).save(tmp_path / "x.png")
+    found = read_picture(tmp_path / "x.png", 8, 1.0)
+    with Image.open(tmp_path / "x.png") as opened:
+        assert opened.mode == mode
+    expected = np.round(values / top * 255)[:, :, None]
+    np.testing.assert_allclose(found, np.broadcast_to(expected, (8, 8, 3)), atol=0.5)
+
+
+def test_a_picture_is_read_as_a_test_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (10, 16, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.png")
     np.testing.assert_array_equal(read_picture(tmp_path / "x.png", 10, 1.0), pixels[:, 3:13])
     np.testing.assert_array_equal(read_picture(tmp_path / "x.png", 5, 0.5), pixels[2:7, 5:10])
     (tmp_path / "x.txt").write_text("no picture")
-    for name in ("x.txt", "missing.png"):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # Pillow refuses twice as many
+    Image.new("RGB", (100, 100)).save(tmp_path / "bomb.png")
+    for name in ("x.txt", "missing.png", "bomb.png"):
         with pytest.raises(FailureError, match=name):
             read_picture(tmp_path / name, 10, 1.0)

@@ -1,10 +1,13 @@
 """train.py's other jobs: evaluation alone, the classes of a picture, weights from elsewhere."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -85,6 +88,78 @@ def test_a_picture_gets_the_likeliest_classes_by_name(
     assert result["probabilities"] == pytest.approx(likely.values.tolist(), rel=1e-4)
 
 
+def evaluate(weights: Path | str, val: Path, *arguments: str) -> dict[str, Any]:
+    common = ["--run.eval_only=true", "--data.num_workers=1", "--training.precision=fp32"]
+    return train.main([*common, f"--model.weights={weights}", f"--data.val={val}", *arguments])
+
+
+def change_checkpoint(finished: dict[str, Any], path: Path, **changes: Any) -> Path:
+    checkpoint = torch.load(f"{finished['run']}/checkpoints/last", weights_only=True)
+    torch.save({**checkpoint, **changes}, path)
+    return path
+
+
+def test_a_normalisation_that_is_given_is_taken_before_the_checkpoints(
+    sample_folder: Path, finished: dict[str, Any], tmp_path: Path
+) -> None:
+    val = sample_folder / "val.beton"
+    imagenet = {
+        "mean": torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1),
+        "std": torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1),
+    }
+    expected = evaluate(change_checkpoint(finished, tmp_path / "x", normalize=imagenet), val)
+    weights = f"{finished['run']}/checkpoints/last"
+    result = evaluate(weights, val, "--data.normalize=imagenet")
+    assert result["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+    assert result["loss"] != pytest.approx(finished["loss"], rel=1e-3)
+
+
+def test_safetensors_that_say_their_network_alone_are_seen_as_foreign(
+    sample_folder: Path, finished: dict[str, Any], tmp_path: Path
+) -> None:
+    checkpoint = torch.load(f"{finished['run']}/checkpoints/last", weights_only=True)
+    metadata = {"spec": json.dumps(checkpoint["spec"])}
+    path = tmp_path / "x.safetensors"
+    state = {name: value.contiguous() for name, value in checkpoint["model"].items()}
+    safetensors.torch.save_file(state, path, metadata)
+    # Nothing of data.train, which is not there.
+    result = evaluate(path, sample_folder / "val.beton", "--data.train=no.beton")
+    torch.save(checkpoint["model"], tmp_path / "x.pt")
+    names = ("--model.name=resnet14", "--model.shortcut=B")
+    expected = evaluate(tmp_path / "x.pt", sample_folder / "val.beton", *names)
+    assert result["loss"] == expected["loss"]
+
+
+def test_what_does_not_fit_a_checkpoint_is_one_line(
+    sample_folder: Path, finished: dict[str, Any], tmp_path: Path
+) -> None:
+    val, last = sample_folder / "val.beton", f"{finished['run']}/checkpoints/last"
+    means = {"mean": torch.zeros(3, 24, 24), "std": torch.ones(3, 1, 1)}
+    path = change_checkpoint(finished, tmp_path / "means", normalize=means)
+    with pytest.raises(UsageError, match=r"mean of 24 x 24 pixels .*, data\.resolution is 48"):
+        evaluate(path, val, "--data.resolution=48")
+    evaluate(path, val)
+    Image.new("RGB", (40, 40)).save(tmp_path / "x.png")
+    for arguments in (["--run.eval_only=true"], ["--predict", str(tmp_path / "x.png")]):
+        with pytest.raises(UsageError, match="pretrained_head=new is to train with"):
+            train.main([f"--model.weights={last}", "--model.pretrained_head=new", *arguments])
+    state = build_model("resnet14", 3, shortcut="B").state_dict()
+    torch.save(state, tmp_path / "three.pt")
+    with pytest.raises(FailureError, match="names the file whose classes") as caught:
+        evaluate(tmp_path / "three.pt", val, "--model.name=resnet14", "--model.shortcut=B")
+    assert "pretrained_head" not in str(caught.value)
+
+
+def test_a_loss_that_is_not_finite_is_no_result(
+    sample_folder: Path, finished: dict[str, Any], tmp_path: Path
+) -> None:
+    model = torch.load(f"{finished['run']}/checkpoints/last", weights_only=True)["model"]
+    model["fc.bias"][3] = float("nan")
+    path = change_checkpoint(finished, tmp_path / "x", model=model)
+    with pytest.raises(FailureError, match="is not finite"):
+        evaluate(path, sample_folder / "val.beton")
+
+
 def test_weights_from_elsewhere_name_imagenets_classes(tmp_path: Path) -> None:
     model = build_model("resnet18", 1000)
     torch.save(model.state_dict(), tmp_path / "resnet18.pth")
@@ -104,6 +179,11 @@ def test_weights_from_elsewhere_name_imagenets_classes(tmp_path: Path) -> None:
 def test_wordnet_ids_are_read_as_words() -> None:
     assert data.readable_name("n01440764").startswith("tench")
     assert data.readable_name("airplane") == "airplane"
+
+
+def test_a_picture_of_the_first_batch_has_short_names_and_whole_ones() -> None:
+    assert data.short_name("n01440764") == "tench"
+    assert data.short_name("cars, red") == "cars, red"
 
 
 def test_a_new_head_takes_weights_of_other_classes(tmp_path: Path) -> None:
@@ -131,20 +211,64 @@ def test_a_new_head_takes_weights_of_other_classes(tmp_path: Path) -> None:
         ),
         (["--data.train=no.beton"], FailureError, "write_datasets.py"),
         (["--model.name=resnet21"], UsageError, "no such model"),
+        (
+            ["--model.name=timm/vit_tiny_patch16_224"],
+            UsageError,
+            r"vit_tiny_patch16_224 does not take 2 x 32 x 32 pixels \(.*224.*data\.resolution$",
+        ),
+        (  # 64 = 3 * 21 + 1, and a ResNet-18 has one place at the end of 32 x 32 pixels
+            ["--model.name=resnet18", "--data.batch_size=21"],
+            UsageError,
+            r"1 x 32 x 32 pixels .*data\.batch_size so that no batch is of one image$",
+        ),
+        (["--training.nesterov=true", "--training.momentum=0"], UsageError, "(?i)nesterov"),
+        (["--training.optimizer=adamw", "--training.momentum=1"], UsageError, "momentum|adamw"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(
     sample_folder: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
     error: type,
     message: str,
 ) -> None:
-    monkeypatch.chdir(sample_folder.parent)
+    monkeypatch.chdir(tmp_path)
     files = [f"--data.{name}={sample_folder / name}.beton" for name in ("train", "val")]
     with pytest.raises(error, match=message) as caught:
         train.main([*files, *arguments])
     assert "\n" not in str(caught.value)
+    assert not Path("runs").exists()  # nothing is left of a run that cannot begin
+
+
+@pytest.mark.parametrize("images", [1, 2, 300])
+def test_the_trial_of_a_model_changes_nothing(images: int) -> None:
+    torch.manual_seed(1)
+    model = build_model("resnet8", 10).eval()
+    model.fc = torch.nn.Sequential(torch.nn.Dropout(), model.fc)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    expected = torch.rand(3, generator=torch.Generator().set_state(torch.get_rng_state()))
+    jobs._check_fit(TrainConfig(), model, torch.device("cpu"), smallest_batch=images)
+    assert torch.equal(torch.rand(3), expected)
+    assert not model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_a_folders_name_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path("/tmp/[/a] [red]x :smile: " + "long" * 30)
+    images = SimpleNamespace(indices=range(3))
+    trainer = SimpleNamespace(
+        config=TrainConfig(),
+        data=SimpleNamespace(train=images, val=images),
+        model=torch.nn.Linear(2, 2),
+        device="cpu",
+        step=0,
+        total_steps=5,
+        run=SimpleNamespace(folder=folder),
+    )
+    jobs._announce(trainer)
+    assert f"; {folder}\n" in capsys.readouterr().err
 
 
 def test_cuda_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

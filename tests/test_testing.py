@@ -9,11 +9,12 @@ from torch import nn
 
 from resnet_ffcv import testing
 from resnet_ffcv.config import DataConfig
-from resnet_ffcv.data import load_data
+from resnet_ffcv.data import Normalize, load_data
 from resnet_ffcv.errors import FailureError
-from resnet_ffcv.testing import Meter, evaluate
+from resnet_ffcv.testing import Clock, Meter, evaluate
 
 CPU = torch.device("cpu")
+IDENTITY = Normalize(torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
 
 
 @pytest.mark.parametrize("classes", [3, 10])
@@ -79,6 +80,28 @@ def test_a_loader_that_loses_images_is_an_error() -> None:
         def __iter__(self):
             yield torch.zeros(8, 4, 4, 3, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64)
 
-    identity = testing.Normalize(torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
     with pytest.raises(FailureError, match="8 images were tested, it holds 9"):
-        evaluate(lambda x: torch.zeros(len(x), 2), Short(), identity, CPU, "fp32")
+        evaluate(lambda x: torch.zeros(len(x), 2), Short(), IDENTITY, CPU, "fp32")
+
+
+def test_a_clock_leaves_out_the_first_wait_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [5.0]
+    monkeypatch.setattr(testing.time, "perf_counter", lambda: now[0])
+
+    class Slow:
+        indices, fname = range(12), "x.beton"
+
+        def __iter__(self):
+            for wait in (100.0, 1.0, 3.0):  # the first compiles FFCV's pipeline
+                now[0] += wait
+                yield torch.zeros(4, 4, 4, 3, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
+
+    def model(inputs: torch.Tensor) -> torch.Tensor:
+        now[0] += 10
+        return torch.zeros(len(inputs), 2)
+
+    clock = Clock()
+    evaluate(model, Slow(), IDENTITY, CPU, "fp32", clock=clock)
+    assert (clock.seconds, clock.waiting) == (34.0, 4.0)
+    evaluate(model, Slow(), IDENTITY, CPU, "fp32", clock=clock)  # compiled by now
+    assert (clock.seconds, clock.waiting) == (134.0, 104.0)

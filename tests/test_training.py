@@ -1,12 +1,14 @@
 """The loop: it learns, resumes to the same weights, and stops when it should."""
 
 import json
+import math
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from resnet_ffcv import config as configuration
 from resnet_ffcv import jobs, training
 from resnet_ffcv.config import TrainConfig, TrainingConfig
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.models import build_model
+from resnet_ffcv.runs import Run
+from resnet_ffcv.testing import Counts
 
 ROOT = Path(__file__).parent.parent
 
@@ -117,6 +122,63 @@ def test_a_run_killed_and_resumed_has_the_weights_of_one_that_was_not(
     assert (resumed["top1"], resumed["loss"]) == (expected["top1"], expected["loss"])
 
 
+def scalars(run: Path, name: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def test_a_model_that_draws_goes_on_as_if_it_had_not_been_killed(
+    sample_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*arguments: Any, **options: Any) -> torch.nn.Module:
+        model = build_model(*arguments, **options)
+        model.fc = torch.nn.Sequential(torch.nn.Dropout(0.5), model.fc)
+        return model
+
+    class KilledError(Exception):
+        pass
+
+    def kill(_: Any, record: dict[str, Any]) -> None:
+        if record["epoch"] == 4:  # it is in the log, not in a checkpoint
+            raise KilledError
+
+    monkeypatch.setattr(jobs, "build_model", build)
+    options = {"training.epochs": 5, "run.checkpoint_every": 2, "lr.base": 0.05}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(recipe(sample_folder, whole, **options))
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs._Bar, "end", kill)
+        with pytest.raises(KilledError):
+            train(recipe(sample_folder, killed, **options))
+    jobs.resume(str(killed), {"run.resume": str(killed)})
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(killed)[name]), name
+    for run in (whole, killed):
+        for name in ("lr", "train_loss", "val_top1", "images"):
+            logged = [(record["step"], pytest.approx(record[name])) for record in records(run)]
+            assert scalars(run, name) == logged
+    best = [torch.load(run / "checkpoints" / "best", weights_only=True) for run in (whole, killed)]
+    assert best[0]["step"] == best[1]["step"]
+
+
+def test_checkpoints_come_when_due_at_each_best_and_at_the_end(
+    sample_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = iter([20, 30, 10, 10, 10, 30, 10, 40, 10])
+    saved: list[tuple[int, str]] = []
+    monkeypatch.setattr(training, "evaluate", lambda *_: Counts(100.0, next(accuracies), None, 100))
+    monkeypatch.setattr(
+        Run, "save_checkpoint", lambda self, name, _: saved.append((len(self.records), name))
+    )
+    options = {"training.epochs": 9, "run.checkpoint_every": 4, "data.batch_size": 64}
+    train(recipe(sample_folder, tmp_path / "run", **options))
+    assert saved == [
+        (1, "last"), (1, "best"), (2, "last"), (2, "best"), (4, "last"), (8, "last"), (8, "best"),
+        (9, "last"),
+    ]  # fmt: skip
+
+
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(
     sample_folder: Path, tmp_path: Path
 ) -> None:
@@ -158,6 +220,40 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     assert not (tmp_path / "run" / "checkpoints" / "last").exists()
 
 
+@pytest.mark.parametrize("epochs", [{"training.iterations": 1, "training.epochs": None}, {}])
+def test_a_validation_loss_that_is_not_finite_stops_the_run_and_keeps_nothing(
+    sample_folder: Path, tmp_path: Path, epochs: dict[str, Any]
+) -> None:
+    # The only step of the first epoch has a loss of the first weights; what it makes of them has
+    # none.
+    options = {"lr.base": 1e30, "lr.schedule": "constant", "data.batch_size": 64}
+    run = tmp_path / "run"
+    with pytest.raises(
+        FailureError, match=r"validation loss is not finite after step 1; .*none yet"
+    ):
+        train(recipe(sample_folder, run, **options, **epochs))
+    assert records(run) == []
+    assert list((run / "checkpoints").iterdir()) == []
+
+
+def test_a_test_loss_that_is_not_finite_names_the_last_checkpoint(
+    sample_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tested = []
+
+    def evaluate(*arguments: Any) -> Counts:
+        tested.append(arguments)
+        return Counts(math.inf if len(tested) == 2 else 1.0, 1, 1, 1)
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    run = tmp_path / "run"
+    options = {"training.iterations": 1, "training.epochs": None, "data.split": 14}
+    with pytest.raises(
+        FailureError, match=f"the test loss is not finite .*: {run}/checkpoints/las"
+    ):
+        train(recipe(sample_folder, run, **options))
+
+
 def test_iterations_end_inside_an_epoch_and_a_split_is_tested_at_the_end(
     sample_folder: Path, tmp_path: Path
 ) -> None:
@@ -181,6 +277,112 @@ def test_early_stopping_waits_for_its_patience(sample_folder: Path, tmp_path: Pa
     losses = [record["val_loss"] for record in records(run)]
     assert len(losses) < 20
     assert len(losses) - 1 - int(np.argmin(losses)) == 2
+
+
+def sgd_step(
+    weight: torch.Tensor, gradient: torch.Tensor, state: list[torch.Tensor], decay: float, step: int
+) -> None:
+    """Nesterov's momentum of 0.9 with an L2 penalty, at rate 0.01."""
+    gradient = gradient + decay * weight
+    state[0] = gradient if step == 1 else 0.9 * state[0] + gradient
+    weight -= 0.01 * (gradient + 0.9 * state[0])
+
+
+def adamw_step(
+    weight: torch.Tensor, gradient: torch.Tensor, state: list[torch.Tensor], decay: float, step: int
+) -> None:
+    """Loshchilov and Hutter 2019, algorithm 2, with betas of 0.8 and 0.999, at rate 0.01."""
+    state[0] = 0.8 * state[0] + 0.2 * gradient
+    state[1] = 0.999 * state[1] + 0.001 * gradient**2
+    mean, square = state[0] / (1 - 0.8**step), state[1] / (1 - 0.999**step)
+    weight -= 0.01 * (decay * weight + mean / (square.sqrt() + 1e-8))
+
+
+@pytest.mark.parametrize(
+    ("options", "update"),
+    [
+        ({"training.momentum": 0.9, "training.nesterov": True}, sgd_step),
+        ({"training.optimizer": "adamw", "training.momentum": 0.8}, adamw_step),
+    ],
+)
+def test_two_steps_are_those_of_a_loop_by_hand(
+    sample_folder: Path, tmp_path: Path, options: dict[str, Any], update: Callable[..., None]
+) -> None:
+    common = {
+        "training.iterations": 2,
+        "training.epochs": None,
+        "training.label_smoothing": 0.2,
+        "training.weight_decay": 0.5,
+        "training.decay_all": False,
+        "training.seed": 3,
+        "data.normalize": "imagenet",
+        "lr.schedule": "constant",
+        "lr.base": 0.01,
+    }
+    run = tmp_path / "run"
+    train(recipe(sample_folder, run, **common, **options))
+
+    with np.load(ROOT / "sample_data/cifar10-sample.npz") as arrays:
+        chosen = np.sort(np.random.default_rng(0).permutation(3500)[:64])
+        images, labels = arrays["images"][chosen], torch.from_numpy(arrays["labels"][chosen]).long()
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    inputs = torch.from_numpy((images / 255 - mean) / std).float().permute(0, 3, 1, 2).contiguous()
+    torch.manual_seed(3)
+    model, losses = build_model("resnet8", 10), []
+    first = {name: weight.clone() for name, weight in model.state_dict().items()}
+    states = {name: [torch.zeros_like(p)] * 2 for name, p in model.named_parameters()}
+    order = torch.from_numpy(np.random.default_rng(3).permutation(64))
+    for step, batch in enumerate(order.split(32), 1):
+        log_probabilities = model(inputs[batch]).log_softmax(1)
+        right = log_probabilities[torch.arange(32), labels[batch]]
+        loss = -(0.8 * right + 0.2 * log_probabilities.mean(1)).mean()
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        losses.append(loss.item())
+        for (name, weight), gradient in zip(model.named_parameters(), gradients, strict=True):
+            decay = 0.0 if "bn" in name or "bias" in name else 0.5
+            update(weight.data, gradient, states[name], decay, step)
+    assert records(run)[0]["train_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    found = weights(run)
+    for name, weight in model.named_parameters():
+        # Not one by one: AdamW's first step is 0.01 for the least gradient, rounding's too.
+        assert (found[name] - weight).norm() < 0.02 * (weight - first[name]).norm(), name
+
+
+def test_the_model_sees_the_autocast_type_channels_last_and_is_compiled(
+    sample_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, compiled = [], []
+
+    def look(model: Any, inputs: tuple[torch.Tensor], logits: torch.Tensor) -> None:
+        tensors = (inputs[0], model.layer1[0].conv1.weight)
+        last = all(x.is_contiguous(memory_format=torch.channels_last) for x in tensors)
+        seen.append((model.training, len(inputs[0]), logits.dtype, last))
+
+    def build(*arguments: Any, **options: Any) -> torch.nn.Module:
+        model = build_model(*arguments, **options)
+        model.register_forward_hook(look)
+        return model
+
+    class Compiled(torch.nn.Module):  # a real compile takes a minute
+        def __init__(self, model: torch.nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            compiled.append(len(inputs))
+            return self.model(inputs)
+
+    monkeypatch.setattr(jobs, "build_model", build)
+    monkeypatch.setattr(jobs, "_check_fit", lambda *_, **__: None)
+    monkeypatch.setattr(torch, "compile", Compiled)
+    options = {"training.precision": "bf16", "training.compile": True, "training.epochs": 1}
+    train(recipe(sample_folder, tmp_path / "run", **options))
+    assert seen == [
+        (True, 32, torch.bfloat16, True),
+        (True, 32, torch.bfloat16, True),
+        (False, 64, torch.bfloat16, True),
+    ]
+    assert compiled == [32, 32]
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

@@ -93,12 +93,15 @@ def _without_prefixes(name: str) -> str:
     return name
 
 
-def load_weights(model: nn.Module, path: str | Path, *, head: str = "keep") -> None:
+def load_weights(
+    model: nn.Module, path: str | Path, *, head: str = "keep", hint: str = NEW_HEAD
+) -> None:
     """Puts the weights of a file into `model`, from `build_model`.
 
     Args:
         head: "keep" takes the file's classifier; "new" leaves the model's, whatever the file's
             number of classes.
+        hint: what the error says where nothing but the classifier does not fit.
 
     Raises:
         UsageError: no such `head`.
@@ -109,15 +112,15 @@ def load_weights(model: nn.Module, path: str | Path, *, head: str = "keep") -> N
         raise UsageError(f"model.pretrained_head={head}: it is keep or new")
     weights = read_weights(path)
     if "spec" in weights:
-        _check_spec(weights["spec"], model.spec, path, head)  # type: ignore[arg-type]
+        _check_spec(weights["spec"], model.spec, path, head, hint)  # type: ignore[arg-type]
     classifier = classifier_names(model)
     whole = weights["model"], model.state_dict()
     body = _without(whole[0], classifier), _without(whole[1], classifier)
     given, wanted = body if head == "new" else whole
     problems = _differences(given, wanted)
     if problems:
-        hint = "" if _differences(*body) else f"; {NEW_HEAD}"
-        raise FailureError(f"{path} does not fit the model: {'; '.join(problems)}{hint}")
+        problems += [] if _differences(*body) else [hint]
+        raise FailureError(f"{path} does not fit the model: {'; '.join(problems)}")
     model.load_state_dict(given, strict=False)
 
 
@@ -136,13 +139,13 @@ def _without(state: State, names: Collection[str]) -> State:
 
 
 def _check_spec(
-    given: Mapping[str, Any], wanted: Mapping[str, Any], path: str | Path, head: str
+    given: Mapping[str, Any], wanted: Mapping[str, Any], path: str | Path, head: str, hint: str
 ) -> None:
     for key in SPEC:
         if given[key] != wanted[key] and not (key == "num_classes" and head == "new"):
-            hint = f"; {NEW_HEAD}" if key == "num_classes" else ""
+            advice = f"; {hint}" if key == "num_classes" else ""
             raise FailureError(
-                f"{path} holds a model with {key} {given[key]}, this one has {wanted[key]}{hint}"
+                f"{path} holds a model with {key} {given[key]}, this one has {wanted[key]}{advice}"
             )
 
 

@@ -1,0 +1,108 @@
+"""The run folder: its name, checkpoints that fit each other, its log for TensorBoard, pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from resnet_ffcv import runs
+from resnet_ffcv.config import RunConfig, TrainConfig
+from resnet_ffcv.errors import UsageError
+from resnet_ffcv.models import build_model
+from resnet_ffcv.runs import Run
+
+CPU = torch.device("cpu")
+
+
+def record(epoch: int, accuracy: float) -> dict[str, Any]:
+    figures = {"epoch": epoch, "step": 10 * epoch, "lr": 0.1, "val_top1": accuracy}
+    return {**figures, "train_loss": 1 / epoch, "val_loss": 2.0, "train_top1": 9.0}
+
+
+def checkpoint(records: list[dict[str, Any]]) -> dict[str, Any]:
+    step, spec = records[-1]["step"], build_model("resnet8", 2).spec
+    return {"model": {"x": torch.ones(2)}, "spec": spec, "step": step, "records": list(records)}
+
+
+def create(folder: Path) -> Run:
+    return Run.create(TrainConfig(run=RunConfig(folder=str(folder))), CPU)
+
+
+def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
+    """What TensorBoard shows of a run."""
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    if name not in events.Tags()["scalars"]:
+        return []
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def test_runs_of_one_second_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs.time, "strftime", lambda _: "now")
+    # As when another run makes the folder between a look and the making.
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    names = [Run.create(TrainConfig(), CPU).folder.name for _ in range(3)]
+    assert names == ["resnet20-now", "resnet20-now-2", "resnet20-now-3"]
+
+
+def test_a_folder_with_a_run_is_refused(tmp_path: Path) -> None:
+    create(tmp_path / "run")
+    with pytest.raises(UsageError, match="holds a run already"):
+        create(tmp_path / "run")
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_tensorboard_shows_the_log_and_nothing_that_a_resume_discarded(
+    tmp_path: Path, kept: int
+) -> None:
+    run, records = create(tmp_path / "run"), [record(epoch, 10.0 * epoch) for epoch in range(1, 4)]
+    for each in records:
+        run.log(each)
+    if kept:
+        run.save_checkpoint("last", checkpoint(records[:kept]))
+    run.tensorboard.flush()  # then it is killed
+    assert scalars(run.folder, "val_top1") == [(10, 10.0), (20, 20.0), (30, 30.0)]
+
+    again, _ = Run.reopen(run.folder)
+    assert again.records == records[:kept]
+    again.log(record(kept + 1, 7.0))
+    again.finish({})
+    expected = [(10 * epoch, 10.0 * epoch) for epoch in range(1, kept + 1)]
+    assert scalars(run.folder, "val_top1") == [*expected, (10 * (kept + 1), 7.0)]
+
+
+def test_resuming_a_finished_run_leaves_tensorboards_folder_as_it_is(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    run.log(record(1, 10.0))
+    run.save_checkpoint("last", checkpoint(run.records))
+    run.finish({})
+    before = list((run.folder / "tensorboard").iterdir())
+    Run.reopen(run.folder)[0].finish({})
+    assert list((run.folder / "tensorboard").iterdir()) == before
+
+
+def test_a_best_checkpoint_that_a_kill_left_out_is_written_by_the_resume(tmp_path: Path) -> None:
+    run, records = create(tmp_path / "run"), [record(1, 10.0), record(2, 20.0)]
+    run.save_checkpoint("best", checkpoint(records[:1]))
+    run.save_checkpoint("last", checkpoint(records))  # the best, but killed before it is said
+    Run.reopen(run.folder)
+    best = run.folder / "checkpoints" / "best"
+    assert runs.read_checkpoint(best)["step"] == 20
+    run.save_checkpoint("last", checkpoint([*records, record(3, 15.0)]))
+    Run.reopen(run.folder)
+    assert runs.read_checkpoint(best)["step"] == 20
+
+
+@pytest.mark.parametrize("name", ["$5_^$", "a$b", "[red]x", "{\\frac", "100%"])
+def test_class_names_are_drawn_as_they_are(tmp_path: Path, name: str) -> None:
+    run = create(tmp_path / "run")
+    run.draw_batch(np.zeros((2, 4, 4, 3)), [name, "cat"])
+    assert (run.folder / "batch.png").stat().st_size > 0
+    figure = runs.draw_images(np.zeros((1, 4, 4, 3)), [name])
+    assert figure.axes[0].get_title() == name
