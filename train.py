@@ -11,8 +11,12 @@ python train.py --model.weights=FILE --predict IMAGE   the five likeliest classe
 from collections.abc import Sequence
 from typing import Any
 
-from resnet_ffcv import commandline
-from resnet_ffcv.config import TrainConfig
+try:
+    from resnet_ffcv import commandline
+    from resnet_ffcv.config import TrainConfig
+except ModuleNotFoundError as error:
+    hint = "run `make setup` once, then `source .venv/bin/activate`"
+    raise SystemExit(f"error: {error.name} is not installed in this Python: {hint}") from None
 
 FLAGS = {"predict": "name the five likeliest classes of this picture, by model.weights"}
 

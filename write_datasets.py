@@ -14,16 +14,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from rich.progress import Progress
+try:
+    import numpy as np
+    from rich.progress import Progress
 
-from resnet_ffcv import commandline
-from resnet_ffcv.beton import JPG, TYPE_IDS, VERSION, read_tables
-from resnet_ffcv.commandline import console, show_table
-from resnet_ffcv.config import WriteConfig
-from resnet_ffcv.manifest import Manifest, manifest_path, read_manifest
-from resnet_ffcv.sources import open_source
-from resnet_ffcv.writer import Report, Written, write_dataset
+    from resnet_ffcv import commandline
+    from resnet_ffcv.beton import JPG, TYPE_IDS, VERSION, read_tables
+    from resnet_ffcv.commandline import console, show_table
+    from resnet_ffcv.config import WriteConfig
+    from resnet_ffcv.manifest import Manifest, manifest_path, read_manifest
+    from resnet_ffcv.sources import open_source
+    from resnet_ffcv.writer import Report, Written, write_dataset
+except ModuleNotFoundError as error:
+    hint = "run `make setup` once, then `source .venv/bin/activate`"
+    raise SystemExit(f"error: {error.name} is not installed in this Python: {hint}") from None
 
 FLAGS = {"info": "say what is in a .beton file, and do nothing else"}
 
@@ -40,25 +44,29 @@ def write(config: WriteConfig) -> dict[str, Any]:
     source = open_source(config.source)
     ignored = sum(split.ignored for split in source.splits.values())
     if ignored:
-        console.print(f"{ignored:,} files are no images and were ignored")
+        console.print(f"ignored {ignored:,} file{'s' * (ignored > 1)} that no image format names")
     with commandline.progress() as progress:
         written = write_dataset(source, config, _Bar(progress))
     files = list(written.values())
     show_table(
         f"{source.name}, {len(source.classes):,} classes, in {files[0].path.parent}",
-        ("file", "images", "bytes", "bytes/image", "seconds", "images/s"),
+        ("file", "images", "file bytes", "bytes an image", "seconds", "images/s"),
         [_row(file) for file in files],
     )
+    damaged = sum(file.damaged for file in files)
+    if damaged:
+        console.print(f"{damaged:,} of the images were damaged; what is left of them was stored")
     return {
         "files": {split: str(file.path) for split, file in written.items()},
         "images": sum(file.images for file in files),
         "bytes": sum(file.bytes for file in files),
+        "damaged": damaged,
         "seconds": sum(file.seconds for file in files),
     }
 
 
 def _row(file: Written) -> tuple[str, ...]:
-    figures = (file.images, file.bytes, file.bytes / file.images, file.seconds)
+    figures = (file.images, file.bytes, file.image_bytes / file.images, file.seconds)
     rate = file.images / file.seconds
     return (
         file.path.name, *(f"{n:,.0f}" for n in figures[:3]), f"{figures[3]:.1f}", f"{rate:,.0f}"

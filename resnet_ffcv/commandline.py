@@ -158,7 +158,7 @@ def run_command(command: Callable[[Sequence[str]], Mapping[str, Any] | None]) ->
 
 def _write_result(result: Mapping[str, Any]) -> None:
     try:
-        sys.stdout.write(json.dumps(result) + "\n")
+        sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:  # nobody reads it; Python must not fail again when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -418,10 +418,12 @@ def check_name(name: str, declared: fastargs.Config, place: str) -> None:
     names = [".".join(path) for path in declared.entries]
     if name in names:
         return
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if not near:  # right key, wrong or no section
-        near = [n for n in names if n.split(".")[1] == name.split(".")[-1]][:1]
-    hint = f"; did you mean {near[0]}?" if near else "; --help lists all keys"
+    sections = {n.split(".")[0] for n in names}
+    near = [n for n in names if n.split(".")[1] == name.split(".")[-1]]  # wrong or no section
+    near = near or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; --help lists all keys"
+    if name in sections:
+        hint = f"; it is a section: {', '.join(n for n in names if n.startswith(name + '.'))}"
     raise UsageError(f"{place}: unknown key {name}{hint}")
 
 

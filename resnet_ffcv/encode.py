@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,16 @@ GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
 
 @dataclass(frozen=True)
 class Stored:
-    """An image as it lies in the file: beton.JPG or beton.RAW, and its bytes."""
+    """An image as it lies in the file: beton.JPG or beton.RAW, and its bytes.
+
+    `damaged`: its source was, and these are what is left of it.
+    """
 
     mode: int
     width: int
     height: int
     data: bytes
+    damaged: bool = False
 
 
 def encode(
@@ -45,9 +49,16 @@ def encode(
         ValueError, OSError: what is wrong with the image.
     """
     if isinstance(content, np.ndarray):
-        image, jpeg = Image.fromarray(content), None
-    else:
-        image, jpeg = _open(content, config)
+        return _store(Image.fromarray(content), None, config, draw)
+    image, jpeg, damaged = _open(content, config)
+    stored, pixels = _store(image, jpeg, config, draw)
+    return replace(stored, damaged=damaged), pixels
+
+
+def _store(
+    image: Image.Image, jpeg: bytes | None, config: ImageConfig, draw: float
+) -> tuple[Stored, Image.Image]:
+    """`encode` of an opened image; `jpeg` is what may be stored for it as it is, if any."""
     width, height = fit(image.width, image.height, config.max_resolution)
     if max(width, height) > MAX_SIDE:
         raise ValueError(
@@ -92,8 +103,8 @@ def _to_jpeg(image: Image.Image, quality: int) -> bytes:
     return out.getvalue()
 
 
-def _open(content: bytes, config: ImageConfig) -> tuple[Image.Image, bytes | None]:
-    """(pixels as RGB or L, the content itself where it may be stored as it is)."""
+def _open(content: bytes, config: ImageConfig) -> tuple[Image.Image, bytes | None, bool]:
+    """(pixels as RGB or L, the content where it may be stored as it is, whether it is damaged)."""
     try:
         opened = Image.open(io.BytesIO(content))
     except UnidentifiedImageError as error:  # its words name an object in memory
@@ -103,7 +114,7 @@ def _open(content: bytes, config: ImageConfig) -> tuple[Image.Image, bytes | Non
         keep = whole and config.keep_jpeg and is_plain_jpeg(content)
         if config.apply_orientation and opened.getexif().get(ORIENTATION) in TURNED:
             image, keep = ImageOps.exif_transpose(image), False
-        return to_eight_bits(image), content if keep else None
+        return to_eight_bits(image), content if keep else None, not whole
 
 
 def _load(opened: Image.Image, content: bytes, config: ImageConfig) -> tuple[Image.Image, bool]:

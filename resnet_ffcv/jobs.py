@@ -158,6 +158,8 @@ def _train(
         trainer = Trainer(config, model, optimizer, data, run, device, _Bar(progress))
         if checkpoint:
             trainer.load_state_dict(checkpoint)
+        if trainer.step >= trainer.total_steps:
+            console.print(f"the run in {run.folder} is at its end; it is tested once more")
         _announce(trainer)
         tested = trainer.train()
         if data.test:

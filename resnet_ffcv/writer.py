@@ -54,8 +54,10 @@ class Written:
 
     path: Path
     images: int
+    image_bytes: int  # of the images alone, without tables and what fills up pages
     bytes: int
     seconds: float
+    damaged: int  # images whose source was damaged, and of which what is left was stored
 
 
 class SampleTooLargeError(Exception):
@@ -205,9 +207,10 @@ def write_split(job: Job, folder: Path, pool: Pool, report: Report) -> Written:
     page_size = beton.DEFAULT_PAGE_SIZE
     while True:
         try:
-            _write_split(job, path, page_size, pool, report)
+            content = _write_split(job, path, page_size, pool, report)
             size, seconds = path.stat().st_size, time.monotonic() - began
-            return Written(path, len(job.indices), size, seconds)
+            count = len(job.indices)
+            return Written(path, count, content.image_bytes, size, seconds, content.damaged)
         except SampleTooLargeError as error:
             page_size = page_size_for(error.size)
             if page_size > beton.MAX_PAGE_SIZE:
@@ -215,7 +218,9 @@ def write_split(job: Job, folder: Path, pool: Pool, report: Report) -> Written:
             report.say(f"an image takes {error.size:,} bytes: again with pages of {page_size:,}")
 
 
-def _write_split(job: Job, path: Path, page_size: int, pool: Pool, report: Report) -> None:
+def _write_split(job: Job, path: Path, page_size: int, pool: Pool, report: Report) -> "Content":
+    if path.exists():
+        report.say(f"{path} is there already and will be replaced")
     part = path.with_name(f".{path.name}.part")
     report.begin(f"write {path.name}", len(job.indices), "images")
     pages = None
@@ -241,6 +246,7 @@ def _write_split(job: Job, path: Path, page_size: int, pool: Pool, report: Repor
         path.unlink()
         _pixel_mean_path(path).unlink(missing_ok=True)
         raise
+    return content
 
 
 def _say_what_is_missing(error: OSError, job: Job, pages: "PageWriter | None") -> str:
@@ -299,6 +305,8 @@ class Content:
     metadata: np.ndarray
     histogram: np.ndarray
     sums: np.ndarray | None
+    image_bytes: int = 0
+    damaged: int = 0
 
 
 def _write_samples(job: Job, pages: PageWriter, pool: Pool, report: Report) -> Content:
@@ -314,6 +322,8 @@ def _write_samples(job: Job, pages: PageWriter, pool: Pool, report: Report) -> C
         for stored in encoded.images:
             row = (stored.mode, stored.width, stored.height, pages.place(stored.data))
             metadata["image"][place] = row
+            content.image_bytes += len(stored.data)
+            content.damaged += stored.damaged
             place += 1
         content.histogram += encoded.histogram
         is_first = place == len(encoded.images)

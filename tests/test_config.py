@@ -1,6 +1,7 @@
 """Strictness of the configuration: what is wrong is named, and nothing is converted silently."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -89,12 +90,20 @@ def test_a_wrong_value_is_named_with_what_is_allowed(name: str, value: object) -
         ("training.epoch", "training.epochs"),
         ("traning.epochs", "training.epochs"),
         ("lr.bas", "lr.base"),
-        ("model.batch_size", "[a-z]+.batch_size"),
+        ("model.batch_size", "data.batch_size or test.batch_size?"),
+        ("batch_size", "data.batch_size or test.batch_size?"),
     ],
 )
 def test_an_unknown_key_gets_the_nearest_name(name: str, near: str) -> None:
-    with pytest.raises(UsageError, match=f"unknown key {name}; did you mean {near}"):
+    with pytest.raises(UsageError, match=re.escape(f"unknown key {name}; did you mean {near}")):
         build(**{name: 1})
+
+
+def test_a_section_gets_its_keys() -> None:
+    with pytest.raises(
+        UsageError, match=r"key lr; it is a section: lr\.schedule, lr\.base"
+    ):
+        build(lr=1)
 
 
 def test_the_environment_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:

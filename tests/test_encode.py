@@ -377,3 +377,9 @@ def test_plain_jpegs_are_told_by_their_frame(
 def test_any_bytes_have_an_answer(tail: bytes) -> None:
     for content in (tail, b"\xff\xd8" + tail, b"\xff\xd8\xff\xe0\x00\x00" + tail):
         assert is_plain_jpeg(content) in (True, False)
+
+
+def test_what_is_left_of_a_damaged_jpeg_is_marked() -> None:
+    hurt = jpeg()[:-60]
+    assert store(hurt, replace(AS_JPG, accept_damaged=True)).damaged
+    assert not store(jpeg(), replace(AS_JPG, accept_damaged=True)).damaged
