@@ -100,9 +100,7 @@ def test_an_unknown_key_gets_the_nearest_name(name: str, near: str) -> None:
 
 
 def test_a_section_gets_its_keys() -> None:
-    with pytest.raises(
-        UsageError, match=r"key lr; it is a section: lr\.schedule, lr\.base"
-    ):
+    with pytest.raises(UsageError, match=r"key lr; it is a section: lr\.schedule, lr\.base"):
         build(lr=1)
 
 
