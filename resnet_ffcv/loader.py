@@ -14,6 +14,7 @@ import torch
 
 _threads = torch.get_num_threads()
 import ffcv.loader  # noqa: E402  # the import sets torch's threads to 1
+from ffcv.fields.base import ARG_TYPE, Field  # noqa: E402
 from ffcv.fields.decoders import (  # noqa: E402
     CenterCropRGBImageDecoder,
     IntDecoder,
@@ -22,6 +23,7 @@ from ffcv.fields.decoders import (  # noqa: E402
 )
 from ffcv.loader import OrderOption  # noqa: E402
 from ffcv.loader.epoch_iterator import EpochIterator  # noqa: E402
+from ffcv.pipeline.allocation_query import AllocationQuery  # noqa: E402
 from ffcv.pipeline.compiler import Compiler  # noqa: E402
 from ffcv.transforms import (  # noqa: E402
     RandomHorizontalFlip,
@@ -34,6 +36,10 @@ from ffcv.transforms import (  # noqa: E402
 torch.set_num_threads(_threads)
 
 __all__ = [
+    "ARG_TYPE",
+    "AllocationQuery",
+    "Compiler",
+    "Field",
     "Loader",
     "OrderOption",
     "CenterCropRGBImageDecoder",

@@ -46,7 +46,8 @@ def test_its_keys_are_the_contract(written: Callable[..., Path]) -> None:
     assert content["classes"] == ["a", "b"]
     assert content["options"] == {
         "mode": "jpg", "max_resolution": None, "quality": 80, "keep_jpeg": True,
-        "compress_probability": 0.5, "smart_threshold": 2.0, "apply_orientation": False,
+        "compress_probability": 0.5, "smart_threshold": 2.0, "accept_damaged": False,
+        "apply_orientation": False,
         "limit": 5, "seed": 3,
     }  # fmt: skip
     assert list(content["pages"]) == ["size", "first", "crc32"]

@@ -23,11 +23,9 @@ class Window(NamedTuple):
     mirrored: bool
 
 
-WINDOW_NUMBERS = 6  # a Window as a row of float64
-
-
 @kernel
 def read_window(row: np.ndarray) -> Window:
+    """A window of its row, float64 (6,)."""
     return Window(row[0], row[1], row[2], row[3], row[4] != 0, row[5] != 0)
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from resnet_ffcv.kernels import status
 from resnet_ffcv.kernels.compiling import kernel
 from resnet_ffcv.kernels.geometry import Window, make_axes
 from resnet_ffcv.kernels.memory import copy_bytes
@@ -47,6 +48,18 @@ def resample_rgb(
     origin = lines + (LANES - first) * stride  # of line 0, were it there
     filter_lines(plane, axes.y, origin, stride)
     write_columns_rgb(origin, stride, axes.x, out, out_height, out_width, spare)
+
+
+@kernel
+def decode_raw(
+    address: int, size: int, height: int, width: int, window: Window, filter_: int, out: int,
+    out_height: int, out_width: int, work: np.ndarray,
+) -> int:  # fmt: skip
+    """A window of a raw image -> uint8 (out_height, out_width, 3); returns a status."""
+    if size != 3 * height * width:
+        return status.WRONG_SIZE
+    resample_rgb(address, height, width, window, filter_, out, out_height, out_width, work)
+    return status.WHOLE
 
 
 @kernel

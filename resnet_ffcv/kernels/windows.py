@@ -10,6 +10,7 @@ import numpy as np
 from resnet_ffcv.kernels.compiling import kernel
 from resnet_ffcv.kernels.random import absorb, below, uniform
 
+NUMBERS = 6  # of a window's row
 TRIES = 10  # of random-resized crops; torchvision's and FFCV's
 
 # Draws of a sample. A try takes four.

@@ -1,0 +1,300 @@
+"""FFCV Operations that decode a window of each image to one size.
+
+They work in a stock `ffcv.loader.Loader`, first in a pipeline, for fields of resnet_ffcv.fields and
+for FFCV's own where all its images are raw. There random windows come from an unseeded generator,
+as FFCV's do, and a damaged sample is black.
+"""
+
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import objmode
+from numba.core.errors import NumbaWarning
+
+from resnet_ffcv.beton import RAW
+from resnet_ffcv.errors import FailureError, UsageError
+from resnet_ffcv.fields import DCTImageField, YUV420ImageField
+from resnet_ffcv.kernels import batches, windows
+from resnet_ffcv.kernels.regions import locate_in_file, locate_in_pages
+from resnet_ffcv.kernels.taps import FILTERS
+from resnet_ffcv.loader import AllocationQuery, Compiler, SimpleRGBImageDecoder
+
+# Our stage runs in Python, where it calls compiled code on threads of its own.
+warnings.filterwarnings("ignore", "Code running in object mode", NumbaWarning)
+
+Size = tuple[int, int]
+
+_local = threading.local()  # of each epoch's thread: memory to decode with
+
+
+def decode_batch(
+    field: Any, rows: np.ndarray, regions: np.ndarray, windows: np.ndarray, out: np.ndarray,
+    *, filter_: str = "area", threads: int = 1,
+) -> np.ndarray:  # fmt: skip
+    """Decodes a window of each of n samples.
+
+    Args:
+        field: of the images: its class says their form.
+        rows: structured (n,), their rows of metadata.
+        regions: int64 (n, 2), address and bytes of their data; address 0 where there is none.
+        windows: float64 (n, 6), see kernels.geometry.read_window.
+        out: uint8 (n, height, width, 3), is filled; black where a sample is damaged.
+        filter_: area, triangle or cubic.
+        threads: of numba's to use.
+
+    Returns:
+        int32 (n,): what became of each, of kernels.status.MEANING.
+    """
+    form, numbers = _describe(field, rows)
+    tables = field.tables if form == batches.DCT else np.zeros((1, 4, 2, 64, 2), np.int32)
+    means = field.means if form == batches.DCT else np.zeros((1, 2), np.int64)
+    chosen, size = FILTERS[filter_], (out.shape[1], out.shape[2])
+    statuses = np.empty(len(rows), np.int32)
+    words = batches.check_samples(form, regions, numbers, windows, chosen, size, statuses)
+    threads = max(1, min(threads, len(rows)))
+    decode = batches.decode_on_threads if threads > 1 else batches.decode_alone
+    decode(
+        form, regions, numbers, windows, chosen, tables, means, out, statuses,
+        _work(threads, words), np.zeros(1, np.int64),
+    )  # fmt: skip
+    return statuses
+
+
+def _describe(field: Any, rows: np.ndarray) -> tuple[int, np.ndarray]:
+    """(form, int32 (n, 4)) as kernels.batches takes them."""
+    numbers = np.zeros((len(rows), 4), np.int32)
+    numbers[:, 0], numbers[:, 1] = rows["height"], rows["width"]
+    if isinstance(field, DCTImageField | YUV420ImageField):
+        numbers[:, 2], numbers[:, 3] = rows["colour"], rows["table"]
+        return batches.DCT if isinstance(field, DCTImageField) else batches.YUV420, numbers
+    numbers[:, 2] = rows["mode"]
+    return batches.IMAGE, numbers
+
+
+def _work(threads: int, words: int) -> np.ndarray:
+    """int32 (threads, words or more); the same memory in each call of a thread."""
+    memory = getattr(_local, "memory", None)
+    if memory is None or memory.shape[0] < threads or memory.shape[1] < words:
+        memory = _local.memory = np.empty((threads, words), np.int32)
+    return memory[:threads]
+
+
+def locate(pointers: np.ndarray, storage_state: tuple[Any, ...]) -> np.ndarray:
+    """int64 (n, 2), address and bytes of samples' data, in what FFCV's memory managers hold.
+
+    Args:
+        pointers: uint64 (n,), offsets in the file.
+        storage_state: of OSCacheManager (file, starts, sizes), or of ProcessCacheManager (pages,
+            starts, sizes, slot of each page).
+    """
+    regions = np.empty((len(pointers), 2), np.int64)
+    memory, starts, sizes = storage_state[:3]
+    if memory.ndim == 1:
+        locate_in_file(pointers, starts, sizes, memory.ctypes.data, len(memory), regions)
+    else:
+        locate_in_pages(pointers, starts, sizes, memory, storage_state[3], regions)
+    return regions
+
+
+class Samples(NamedTuple):
+    """What a policy of windows is given: a key of the epoch, and n samples' indices and sizes."""
+
+    key: np.uint64
+    indices: np.ndarray
+    heights: np.ndarray
+    widths: np.ndarray
+
+
+class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no types
+    """Base of all: a policy of windows (`choose_windows`) on any form of image; here, the whole.
+
+    Args:
+        output_size: (height, width); may be set between epochs, for the next `iter()`. None: that
+            of the images, where all have one.
+        filter: area (the default), triangle or cubic.
+        flip: probability to mirror an image.
+    """
+
+    views: tuple[int, ...] = ()  # shape between batch and image, of several windows an image
+    metadata: np.ndarray
+
+    def __init__(
+        self, output_size: Sequence[int] | None = None, *, filter: str = "area", flip: float = 0.0
+    ) -> None:
+        super().__init__()
+        if filter not in FILTERS:
+            raise UsageError(f"filter={filter!r}: wanted is one of {', '.join(FILTERS)}")
+        self.output_size: Size | None = None
+        if output_size is not None:
+            self.output_size = (int(output_size[0]), int(output_size[1]))
+        self.filter, self.flip = filter, flip
+        self.field: Any = None
+        self.generator = np.random.default_rng()
+
+    def accept_field(self, field: Any) -> None:
+        self.field = field
+
+    def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, Any]:
+        if "mode" in (self.metadata.dtype.names or ()) and (self.metadata["mode"] != RAW).any():
+            raise FailureError("the file holds JPEGs, which these decoders cannot read yet")
+        shape = (*self.views, *(self.output_size or self._one_size()), 3)
+        state = replace(previous_state, jit_mode=True, shape=shape, dtype=np.dtype("u1"))
+        return state, AllocationQuery(shape, np.dtype("u1"))
+
+    def _one_size(self) -> Size:
+        heights, widths = self.metadata["height"], self.metadata["width"]
+        if heights.min() != heights.max() or widths.min() != widths.max():
+            raise FailureError("the images have different sizes; give the decoder an output_size")
+        return int(heights[0]), int(widths[0])
+
+    def choose_windows(self, samples: Samples) -> np.ndarray:
+        """float64 (n, *views, 6): a window for each sample."""
+        chosen = np.empty((len(samples.indices), windows.NUMBERS))
+        windows.whole_windows(samples.heights, samples.widths, chosen)
+        return chosen
+
+    def decode(
+        self, indices: np.ndarray, out: np.ndarray, storage_state: tuple[Any, ...], key: np.uint64
+    ) -> np.ndarray:
+        """Fills uint8 (n, *views, height, width, 3); returns the statuses (n, *views)."""
+        indices = np.asarray(indices).astype(np.int64)
+        rows = self.metadata[indices]
+        heights, widths = (rows[name].astype(np.int64) for name in ("height", "width"))
+        chosen = self.choose_windows(Samples(key, indices, heights, widths))
+        regions = locate(np.ascontiguousarray(rows["data_ptr"]), storage_state)
+        each = int(np.prod(self.views, dtype=int))
+        statuses = decode_batch(
+            self.field, np.repeat(rows, each), np.repeat(regions, each, axis=0),
+            chosen.reshape(-1, windows.NUMBERS), out.reshape(-1, *out.shape[-3:]),
+            filter_=self.filter, threads=Compiler.num_threads,
+        )  # fmt: skip
+        return statuses.reshape(-1, *self.views)
+
+    def draw_key(self) -> np.uint64:
+        """A key for one batch, where the Loader gives none."""
+        return np.uint64(self.generator.integers(2**63))
+
+    def generate_code(self) -> Callable[..., Any]:
+        def run(indices: np.ndarray, out: np.ndarray, storage_state: tuple[Any, ...]) -> None:
+            self.decode(indices, out, storage_state, self.draw_key())
+
+        def stage(batch_indices, destination, metadata, storage_state):  # type: ignore[no-untyped-def]  # noqa: ARG001
+            with objmode():
+                run(batch_indices, destination, storage_state)
+            return destination[: len(batch_indices)]
+
+        return stage
+
+
+class RandomResizedCrop(ImageDecoder):
+    """A random share of the area with a random aspect ratio, resized (torchvision's rule).
+
+    Args:
+        scale: bounds of the share of the area.
+        ratio: bounds of width over height.
+    """
+
+    def __init__(
+        self, output_size: Sequence[int], scale: Sequence[float] = (0.08, 1),
+        ratio: Sequence[float] = (3 / 4, 4 / 3), *, filter: str = "area", flip: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__(output_size, filter=filter, flip=flip)
+        self.scale = (float(scale[0]), float(scale[1]))
+        self.ratio = (float(ratio[0]), float(ratio[1]))
+
+    def choose_windows(self, samples: Samples) -> np.ndarray:
+        chosen = np.empty((len(samples.indices), windows.NUMBERS))
+        windows.random_resized_windows(*samples, self.scale, self.ratio, self.flip, chosen)
+        return chosen
+
+
+class CenterCrop(ImageDecoder):
+    """The middle square of `ratio` times the short side, in whole pixels (FFCV's rule), resized."""
+
+    def __init__(
+        self, output_size: Sequence[int], ratio: float = 224 / 256, *, filter: str = "area"
+    ) -> None:
+        super().__init__(output_size, filter=filter)
+        self.ratio = float(ratio)
+
+    def choose_windows(self, samples: Samples) -> np.ndarray:
+        chosen = np.empty((len(samples.indices), windows.NUMBERS))
+        windows.center_windows(samples.heights, samples.widths, self.ratio, chosen)
+        return chosen
+
+
+class WholeImage(ImageDecoder):
+    """All of each image, resized to one size; without a size, as it is, where all have one."""
+
+    def __init__(self, output_size: Sequence[int] | None = None, *, filter: str = "area") -> None:
+        super().__init__(output_size, filter=filter)
+
+
+class _CropOfResized(ImageDecoder):
+    """A crop of the output's size, of the image resized first; no smaller than the crop."""
+
+    least_side: int
+
+    def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, Any]:
+        if self.least_side < max(self.crop_size):
+            raise UsageError(
+                f"a short side of {self.least_side} is less than output_size={self.crop_size}: no "
+                "crop fits"
+            )
+        return super().declare_state_and_memory(previous_state)
+
+    @property
+    def crop_size(self) -> Size:
+        if self.output_size is None:
+            raise UsageError(f"{type(self).__name__} wants an output_size")
+        return self.output_size
+
+
+class ScaleCrop(_CropOfResized):
+    """A crop of the output's size at random, of the image resized to a random short side.
+
+    The scale augmentation of He et al. 2015, section 3.4, in one step.
+
+    Args:
+        short_side: bounds of the short side in pixels, both included.
+    """
+
+    def __init__(
+        self, output_size: Sequence[int], short_side: Sequence[int] = (256, 480), *,
+        filter: str = "area", flip: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__(output_size, filter=filter, flip=flip)
+        self.short_side = (int(short_side[0]), int(short_side[1]))
+        self.least_side = min(self.short_side)
+
+    def choose_windows(self, samples: Samples) -> np.ndarray:
+        chosen = np.empty((len(samples.indices), windows.NUMBERS))
+        windows.scale_windows(*samples, self.short_side, self.crop_size, self.flip, chosen)
+        return chosen
+
+
+class TenCrop(_CropOfResized):
+    """torchvision's Resize(short_side), TenCrop(output_size): images (n, 10, height, width, 3).
+
+    Args:
+        short_side: pixels of the short side that the crops are taken at.
+    """
+
+    views = (10,)
+
+    def __init__(
+        self, output_size: Sequence[int], short_side: int = 256, *, filter: str = "area"
+    ) -> None:
+        super().__init__(output_size, filter=filter)
+        self.short_side = self.least_side = int(short_side)
+
+    def choose_windows(self, samples: Samples) -> np.ndarray:
+        chosen = np.empty((len(samples.indices), 10, windows.NUMBERS))
+        windows.ten_crop_windows(
+            samples.heights, samples.widths, self.short_side, self.crop_size, chosen
+        )
+        return chosen

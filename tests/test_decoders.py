@@ -1,0 +1,208 @@
+"""Fields and decoders in a stock FFCV Loader, with files that FFCV's own writer wrote."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ffcv.loader
+import ffcv.reader
+import numpy as np
+import pytest
+import torch
+from ffcv.fields import IntField, RGBImageField
+from ffcv.fields.decoders import IntDecoder
+from ffcv.transforms import ToTensor
+from ffcv.writer import DatasetWriter
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+
+from resnet_ffcv import decoders
+from resnet_ffcv.errors import FailureError, UsageError
+from resnet_ffcv.fields import ROW, DCTImageField, YUV420ImageField
+from resnet_ffcv.kernels import status
+
+SHAPES = [(40, 60), (64, 64), (33, 90), (128, 50), (1, 1), (7, 300), (90, 91), (256, 200)]
+FIELDS: dict[str, Any] = {
+    "dct": DCTImageField(quality=95),
+    "yuv420": YUV420ImageField(),
+    "raw": RGBImageField("raw"),
+}
+CLASSES = {"dct": DCTImageField, "yuv420": YUV420ImageField}
+
+
+class Images:
+    """Smooth pictures, each fourth of them gray; the label is the index."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.images = []
+        for place, (height, width) in enumerate(SHAPES * 3):
+            small = rng.uniform(20, 235, (height // 12 + 2, width // 12 + 2, 3)).astype(np.uint8)
+            if place % 4 == 3:
+                small[:] = small[..., :1]
+            image = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+            self.images.append(np.array(image))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return self.images[index], index
+
+
+@pytest.fixture(scope="module")
+def images() -> list[np.ndarray]:
+    return Images().images
+
+
+@pytest.fixture(scope="module")
+def write(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    folder, threads = tmp_path_factory.mktemp("fields"), torch.get_num_threads()
+    for form, field in FIELDS.items():
+        writer = DatasetWriter(
+            str(folder / form), {"image": field, "label": IntField()}, num_workers=1
+        )
+        writer.from_indexed_dataset(Images(), chunksize=8)
+    torch.set_num_threads(threads)
+    return lambda form: folder / form
+
+
+def load(path: Path, decoder: Any, threads: int = 1, **options: Any) -> ffcv.loader.Loader:
+    before = torch.get_num_threads()
+    fields = {"image": CLASSES[path.name]} if path.name in CLASSES else {}
+    loader = ffcv.loader.Loader(
+        str(path), batch_size=10, num_workers=threads, drop_last=False, custom_fields=fields,
+        pipelines={"image": [decoder, ToTensor()], "label": [IntDecoder(), ToTensor()]},
+        **options,
+    )  # fmt: skip
+    torch.set_num_threads(before)
+    return loader
+
+
+def epoch(loader: ffcv.loader.Loader) -> tuple[np.ndarray, np.ndarray]:
+    before = torch.get_num_threads()
+    batches = [(image.numpy().copy(), label.numpy().copy()) for image, label in loader]
+    torch.set_num_threads(before)
+    return tuple(np.concatenate(part) for part in zip(*batches, strict=True))
+
+
+@pytest.mark.parametrize("form", FIELDS)
+def test_a_stock_loader_shows_the_images(
+    form: str, write: Callable[[str], Path], images: list[np.ndarray]
+) -> None:
+    decoder = decoders.WholeImage((32, 48), filter="triangle")
+    loader = load(write(form), decoder)
+    found, labels = epoch(loader)
+    assert labels.ravel().tolist() == list(range(len(images)))
+    for image, ours in zip(images, found, strict=True):
+        tensor = torch.from_numpy(image).permute(2, 0, 1)
+        theirs = F.resize(tensor, [32, 48], antialias=True).permute(1, 2, 0).numpy()
+        error = np.abs(ours.astype(int) - theirs)
+        assert error.mean() < {"raw": 0.5, "yuv420": 3, "dct": 4}[form]
+    # Another size between epochs, without a new Loader.
+    decoder.output_size = (20, 20)
+    assert epoch(loader)[0].shape == (len(images), 20, 20, 3)
+
+
+def test_threads_and_memory_managers_give_the_same_bits(write: Callable[[str], Path]) -> None:
+    decoder = decoders.CenterCrop((24, 24))
+    expected = epoch(load(write("dct"), decoder))[0]
+    for threads, cached in ((2, True), (1, False)):
+        loader = load(write("dct"), decoders.CenterCrop((24, 24)), threads, os_cache=cached)
+        assert np.array_equal(epoch(loader)[0], expected)
+
+
+def test_random_windows_vary(write: Callable[[str], Path]) -> None:
+    loader = load(write("yuv420"), decoders.RandomResizedCrop((16, 16), flip=0.5))
+    first, second = epoch(loader)[0], epoch(loader)[0]
+    assert first.shape == second.shape == (24, 16, 16, 3)
+    assert not np.array_equal(first, second)
+
+
+def test_ten_crops_are_torchvisions(write: Callable[[str], Path], images: list[np.ndarray]) -> None:
+    found = epoch(load(write("raw"), decoders.TenCrop((24, 20), 32, filter="triangle")))[0]
+    assert found.shape == (24, 10, 24, 20, 3)
+    for image, ours in zip(images, found, strict=True):
+        if min(image.shape[:2]) < 32:
+            continue  # torchvision rounds the sides of an enlarged image; small differences there
+        tensor = torch.from_numpy(image).permute(2, 0, 1)
+        crops = F.ten_crop(F.resize(tensor, [32], antialias=True), [24, 20])
+        theirs = torch.stack(crops).permute(0, 2, 3, 1).numpy()
+        assert np.abs(ours.astype(int) - theirs).max() <= 2
+
+
+def test_scale_crops_fit(write: Callable[[str], Path]) -> None:
+    found = epoch(load(write("raw"), decoders.ScaleCrop((20, 20), (20, 40), flip=0.5)))[0]
+    assert found.shape == (24, 20, 20, 3)
+    with pytest.raises(UsageError, match="no crop fits"):
+        load(write("raw"), decoders.ScaleCrop((224, 224), (200, 300)))
+    with pytest.raises(FailureError, match="different sizes"):
+        load(write("raw"), decoders.WholeImage())
+    with pytest.raises(UsageError, match="area, triangle, cubic"):
+        decoders.CenterCrop((224, 224), filter="lanczos")
+
+
+def test_a_damaged_sample_is_black_and_told(write: Callable[[str], Path], tmp_path: Path) -> None:
+    path = tmp_path / "dct"
+    path.write_bytes(write("dct").read_bytes())
+    reader = ffcv.reader.Reader(str(path), {"image": DCTImageField})
+    row = reader.metadata["f0"]
+    content = bytearray(path.read_bytes())
+    start = int(row["data_ptr"][5])
+    content[start : start + 2] = b"\xff\xff"  # a group's size
+    path.write_bytes(content)
+    loader = load(path, decoders.WholeImage((16, 16)))
+    found = epoch(loader)[0]
+    assert (found[5] == 0).all()
+    assert all(image.any() for place, image in enumerate(found) if place != 5)
+
+    decoder = decoders.WholeImage((16, 16))
+    decoder.accept_field(loader.reader.handlers["image"])
+    decoder.accept_globals(loader.reader.metadata["f0"].copy(), None)
+    decoder.metadata["data_ptr"][7] += 1
+    memory = np.fromfile(path, np.uint8)
+    manager = loader.memory_manager
+    out = np.empty((24, 16, 16, 3), np.uint8)
+    told = decoder.decode(np.arange(24), out, (memory, manager.ptrs, manager.sizes), np.uint64(0))
+    wanted = np.zeros(24, int)
+    wanted[[5, 7]] = status.WRONG_SIZE, status.OUTSIDE_FILE
+    assert told.tolist() == wanted.tolist()
+    short = memory[: int(decoder.metadata["data_ptr"][20]) + 10]
+    told = decoder.decode(np.arange(24), out, (short, manager.ptrs, manager.sizes), np.uint64(0))
+    assert (told[20:] == status.OUTSIDE_FILE).all()
+
+
+def test_arguments_say_what_a_field_is() -> None:
+    field = DCTImageField(37, 500)
+    binary = np.frombuffer(field.to_binary().tobytes(), np.uint8)
+    assert len(binary) == 1024
+    again = DCTImageField.from_binary(binary)
+    assert (again.quality, again.max_resolution) == (37, 500)
+    assert np.array_equal(again.tables, field.tables)
+    assert again.metadata_type == ROW
+    with pytest.raises(FailureError, match="is not yuv420"):
+        YUV420ImageField.from_binary(binary)
+    later = binary.copy()
+    later[8] = 2
+    with pytest.raises(FailureError, match="has version 2"):
+        DCTImageField.from_binary(later)
+    with pytest.raises(UsageError, match="1 to 100"):
+        DCTImageField(0)
+
+
+def test_what_is_no_image_is_refused() -> None:
+    for wrong in (np.zeros((4, 4)), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4), np.uint8)):
+        with pytest.raises(ValueError, match="not uint8"):
+            DCTImageField().encode(np.zeros(1, ROW), wrong, lambda size: (0, np.empty(size)))
+
+
+def test_jpegs_are_refused_for_now(tmp_path: Path) -> None:
+    path = tmp_path / "jpg"
+    threads = torch.get_num_threads()
+    writer = DatasetWriter(
+        str(path), {"image": RGBImageField("jpg"), "label": IntField()}, num_workers=1
+    )
+    writer.from_indexed_dataset(Images(), chunksize=8)
+    torch.set_num_threads(threads)
+    with pytest.raises(FailureError, match="holds JPEGs"):
+        load(path, decoders.WholeImage((8, 8)))
