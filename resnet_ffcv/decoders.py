@@ -1,7 +1,7 @@
 """FFCV Operations that decode a window of each image to one size.
 
 They work in a stock `ffcv.loader.Loader`, first in a pipeline, for fields of resnet_ffcv.fields and
-for FFCV's own where all its images are raw. There random windows come from an unseeded generator,
+for FFCV's own image field, jpg and raw. There random windows come from an unseeded generator,
 as FFCV's do, and a damaged sample is black.
 """
 
@@ -15,7 +15,6 @@ import numpy as np
 from numba import objmode
 from numba.core.errors import NumbaWarning
 
-from resnet_ffcv.beton import RAW
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.fields import DCTImageField, YUV420ImageField
 from resnet_ffcv.kernels import batches, windows
@@ -139,8 +138,6 @@ class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no 
         self.field = field
 
     def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, Any]:
-        if "mode" in (self.metadata.dtype.names or ()) and (self.metadata["mode"] != RAW).any():
-            raise FailureError("the file holds JPEGs, which these decoders cannot read yet")
         shape = (*self.views, *(self.output_size or self._one_size()), 3)
         state = replace(previous_state, jit_mode=True, shape=shape, dtype=np.dtype("u1"))
         return state, AllocationQuery(shape, np.dtype("u1"))

@@ -21,13 +21,14 @@ from resnet_ffcv.kernels import status
 from resnet_ffcv.kernels.compiling import kernel, threaded_kernel
 from resnet_ffcv.kernels.dct import count_dct_work, decode_dct
 from resnet_ffcv.kernels.geometry import Window, count_axis_words, is_inside, read_window
+from resnet_ffcv.kernels.jpeg import count_jpeg_work, decode_jpeg
 from resnet_ffcv.kernels.memory import take_next
 from resnet_ffcv.kernels.raw import count_rgb_work, decode_raw
 from resnet_ffcv.kernels.yuv420 import count_yuv420_work, decode_yuv420
 
 # Forms. Beside the size, rows hold (FFCV's mode, 0), (colour, 0) and (colour, table).
 IMAGE, YUV420, DCT = 0, 1, 2
-RAW_MODE = 1  # of FFCV's image field; its other mode is JPEG
+JPEG_MODE, RAW_MODE = 0, 1  # of FFCV's image field
 
 
 @kernel
@@ -37,7 +38,10 @@ def count_words(
     """Words of `work` that a sample takes."""
     axes = 2 * count_axis_words(window, filter_, size[0], size[1])
     if form == IMAGE:
-        other = count_rgb_work(height, width, size[0])
+        other = max(
+            count_rgb_work(height, width, size[0]),
+            count_jpeg_work(height, width, size[0], size[1]),
+        )
     elif form == YUV420:
         other = count_yuv420_work(height, size[0], size[1])
     else:
@@ -67,6 +71,23 @@ def check_samples(
 
 
 @kernel
+def decode_image(
+    mode: int, address: int, size: int, height: int, width: int, window: Window, filter_: int,
+    out: int, out_height: int, out_width: int, work: np.ndarray,
+) -> int:  # fmt: skip
+    """A window of an image of FFCV's own field; returns a status."""
+    if mode == RAW_MODE:
+        return decode_raw(
+            address, size, height, width, window, filter_, out, out_height, out_width, work
+        )
+    if mode == JPEG_MODE:
+        return decode_jpeg(
+            address, size, height, width, window, filter_, out, out_height, out_width, work
+        )
+    return status.BAD_ROW
+
+
+@kernel
 def decode_some(
     form: int, regions: np.ndarray, rows: np.ndarray, windows: np.ndarray, filter_: int,
     tables: np.ndarray, means: np.ndarray, out: np.ndarray, statuses: np.ndarray,
@@ -83,11 +104,9 @@ def decode_some(
         window, target = read_window(windows[i]), out[i].ctypes.data
         found = int(statuses[i])
         if found == status.WHOLE:
-            if form == IMAGE and colour != RAW_MODE:
-                found = status.BAD_ROW
-            elif form == IMAGE:
-                found = decode_raw(
-                    address, size, height, width, window, filter_, target, tall, wide, work
+            if form == IMAGE:
+                found = decode_image(
+                    colour, address, size, height, width, window, filter_, target, tall, wide, work
                 )
             elif form == YUV420:
                 found = decode_yuv420(

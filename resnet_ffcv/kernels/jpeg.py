@@ -1,0 +1,177 @@
+"""Decoding of JPEGs by libturbojpeg: to planes, which our resampler takes, or else to RGB.
+
+Planes spare the colour conversion and the upsampling of all that the window leaves out. Where it is
+twice as large as the output, libjpeg's scaled inverse DCT spares most of the rest.
+"""
+
+import ctypes
+
+import llvmlite.binding
+import numpy as np
+from numba import types
+
+from resnet_ffcv.kernels import status
+from resnet_ffcv.kernels.compiling import kernel
+from resnet_ffcv.kernels.geometry import Window, make_axes
+from resnet_ffcv.kernels.planes import Planes, count_planes_work, resample_planes
+from resnet_ffcv.kernels.raw import count_rgb_work, resample_rgb
+from resnet_ffcv.kernels.resample import LANES, Plane, align
+from resnet_ffcv.kernels.taps import axis_words, make_half_axis
+
+# turbojpeg.h of libjpeg-turbo 2.1: enums TJSAMP, TJCS, TJPF
+FULL, HALF_ACROSS, HALF_BOTH, GRAY_SAMPLES, HALF_DOWN = 0, 1, 2, 3, 4
+YCBCR, GRAY = 1, 2
+RGB = 0
+
+ANY_LINE = 1 << 40  # no limit: scratch memory goes on behind a plane
+
+_integer, _pointer = types.int32, types.int64
+_SIGNATURES = {
+    "tjInitDecompress": _pointer(),
+    "tjDestroy": _integer(_pointer),
+    "tjDecompressHeader3": _integer(*[_pointer] * 3, *[_pointer] * 4),
+    "tjDecompressToYUVPlanes": _integer(
+        _pointer, _pointer, _pointer, _pointer, _integer, _pointer, _integer, _integer
+    ),
+    "tjDecompress2": _integer(_pointer, _pointer, _pointer, _pointer, *[_integer] * 5),
+}
+# By name and not by ctypes, whose pointers numba's cache refuses.
+_library = ctypes.CDLL("libturbojpeg.so.0")
+for _name in _SIGNATURES:
+    _address = ctypes.cast(getattr(_library, _name), ctypes.c_void_p).value
+    llvmlite.binding.add_symbol(_name, _address)
+
+tj_init_decompress, tj_destroy, tj_decompress_header, tj_decompress_planes, tj_decompress = (
+    types.ExternalFunction(name, signature) for name, signature in _SIGNATURES.items()
+)
+
+
+@kernel
+def choose_eighths(window: Window, out_height: int, out_width: int) -> int:
+    """Eighths of the resolution to decode at, 8, 4, 2 or 1: the fewest that need no making up."""
+    shrink = min(window.height / out_height, window.width / out_width)
+    return 1 if shrink >= 8 else 2 if shrink >= 4 else 4 if shrink >= 2 else 8
+
+
+@kernel
+def scaled(size: int, eighths: int) -> int:
+    return (size * eighths + 7) // 8
+
+
+@kernel
+def decode_jpeg(
+    address: int, size: int, height: int, width: int, window: Window, filter_: int, out: int,
+    out_height: int, out_width: int, work: np.ndarray,
+) -> int:  # fmt: skip
+    """A window of a JPEG -> uint8 (out_height, out_width, 3); returns a status.
+
+    Args:
+        address, size: of its bytes.
+        height, width: from its row; the JPEG must have this size.
+        window: inside the image.
+        filter_: of taps.FILTERS.
+        out: address of the result.
+        work: int32; count_jpeg_work bytes beside the axes.
+    """
+    # A decompressor for each image: one that is used again would decode a JPEG that lacks its
+    # tables by those of the image before.
+    handle = tj_init_decompress()
+    if handle == 0:
+        return status.BAD_JPEG
+    facts = np.zeros(4, np.int32)  # width, height, sampling, colour space
+    place = facts.ctypes.data
+    failed = tj_decompress_header(handle, address, size, place, place + 4, place + 8, place + 12)
+    found = status.WHOLE
+    if facts[0] == 0:
+        found = status.BAD_JPEG
+    elif facts[0] != width or facts[1] != height:
+        found = status.OTHER_JPEG_SIZE
+    else:
+        eighths = choose_eighths(window, out_height, out_width)
+        shrink = eighths / 8
+        small = Window(
+            window.y * shrink, window.x * shrink, window.height * shrink, window.width * shrink,
+            window.sees_all, window.mirrored,
+        )  # fmt: skip
+        shape = scaled(height, eighths), scaled(width, eighths)
+        sampling = facts[2]
+        by_planes = failed == 0 and 0 <= sampling <= HALF_DOWN and facts[3] in (YCBCR, GRAY)
+        if shape[1] <= 4 and sampling in (HALF_ACROSS, HALF_BOTH):
+            by_planes = False  # libjpeg repeats two columns of colour instead of interpolating
+        size_out = out_height, out_width
+        if by_planes:
+            found = decode_planes(
+                handle, address, size, shape, sampling, small, filter_, out, size_out, work
+            )
+        else:
+            found = decode_rgb(handle, address, size, shape, small, filter_, out, size_out, work)
+    tj_destroy(handle)
+    return found
+
+
+@kernel
+def decode_planes(
+    handle: int, address: int, size: int, shape: tuple[int, int], sampling: int, window: Window,
+    filter_: int, out: int, out_shape: tuple[int, int], work: np.ndarray,
+) -> int:  # fmt: skip
+    """decode_jpeg of YCbCr or gray; `shape` and `window` are of the resolution to decode at."""
+    height, width = shape
+    half_across = sampling in (HALF_ACROSS, HALF_BOTH)
+    half_down = sampling in (HALF_DOWN, HALF_BOTH)
+    colour_height = (height + 1) // 2 if half_down else height
+    colour_width = (width + 1) // 2 if half_across else width
+    axes = make_axes(window, height, width, filter_, out_shape[0], out_shape[1], work)
+    used, colour_x, colour_y = axes.words, axes.x, axes.y
+    if half_across:
+        colour_x = make_half_axis(axes.x, colour_width, work[used:])
+        used += axis_words(out_shape[1], colour_x.taps)
+    if half_down:
+        colour_y = make_half_axis(axes.y, colour_height, work[used:])
+        used += axis_words(out_shape[0], colour_y.taps)
+
+    planes, strides = np.zeros(3, np.int64), np.zeros(3, np.int32)
+    strides[0], strides[1:] = align(width), align(colour_width)
+    planes[0] = align(work[used:].ctypes.data)
+    # libturbojpeg makes luma's sides even where colour has half of them: one row more.
+    planes[1] = planes[0] + strides[0] * (height + 1) + LANES
+    planes[2] = planes[1] + strides[1] * colour_height + LANES
+    end = planes[2] + strides[2] * colour_height + LANES
+    if tj_decompress_planes(
+        handle, address, size, planes.ctypes.data, width, strides.ctypes.data, height, 0
+    ):
+        return status.BAD_JPEG
+    luma_step, colour_step = int(np.int64(strides[0])), int(np.int64(strides[1]))
+    lines = axes.x.end - axes.x.begin
+    y = Plane(planes[0], luma_step, axes.x.begin, lines, ANY_LINE, 1)
+    lines = 0 if sampling == GRAY_SAMPLES else colour_x.end - colour_x.begin
+    cb = Plane(planes[1], colour_step, colour_x.begin, lines, ANY_LINE, 1)
+    cr = Plane(planes[2], colour_step, colour_x.begin, lines, ANY_LINE, 1)
+    resample_planes(
+        Planes(y, cb, cr), False, axes.y, colour_y, axes.x, colour_x, out, out_shape[0],
+        out_shape[1], work[(end - work.ctypes.data + 3) // 4 :],
+    )  # fmt: skip
+    return status.WHOLE
+
+
+@kernel
+def decode_rgb(
+    handle: int, address: int, size: int, shape: tuple[int, int], window: Window,
+    filter_: int, out: int, out_shape: tuple[int, int], work: np.ndarray,
+) -> int:  # fmt: skip
+    """decode_jpeg of what has no planes that we know, such as RGB without a transform."""
+    height, width = shape
+    pixels = align(work.ctypes.data)
+    if tj_decompress(handle, address, size, pixels, width, 3 * width, height, RGB, 0):
+        return status.BAD_JPEG
+    rest = work[(pixels - work.ctypes.data + 3 * height * width + 3) // 4 :]
+    resample_rgb(pixels, height, width, window, filter_, out, out_shape[0], out_shape[1], rest)
+    return status.WHOLE
+
+
+@kernel
+def count_jpeg_work(height: int, width: int, out_height: int, out_width: int) -> int:
+    """Bytes that decode_jpeg takes beside its axes, at most."""
+    planes = 3 * (height + 1) * (width + 64) + 256
+    planes += count_planes_work(width, width, out_height, out_width)
+    pixels = 3 * height * width + 128 + count_rgb_work(height, width, out_height)
+    return max(planes, pixels)
