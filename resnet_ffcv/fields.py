@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from resnet_ffcv.beton import MAX_SIDE
 from resnet_ffcv.encode import fit
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.kernels import dct, yuv420
-from resnet_ffcv.kernels.colour import is_gray
+from resnet_ffcv.kernels.colour import GRAY, HALF, is_gray
 from resnet_ffcv.kernels.quantization import quantization_tables
 from resnet_ffcv.kernels.transform import (
     FRACTION,
@@ -23,7 +24,6 @@ from resnet_ffcv.kernels.transform import (
 from resnet_ffcv.loader import ARG_TYPE, Field
 
 FORMAT_VERSION = 1
-MAX_SIDE = 65_535
 MAX_BYTES = 2**31 - 1  # of one encoded sample
 
 # A sample's row. `table` names a quantisation table of the field; there is one, number 0.
@@ -113,7 +113,7 @@ class _PlanarField(Field):  # type: ignore[misc]  # ffcv has no types
         height, width = rgb.shape[:2]
         if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
             raise ValueError(f"{width} x {height} pixels: a side has 1 to {MAX_SIDE:,}")
-        colour = dct.GRAY if is_gray(rgb) else dct.HALF
+        colour = GRAY if is_gray(rgb) else HALF
         data = self._encode(rgb, colour)
         if len(data) > MAX_BYTES:
             raise ValueError(f"it takes {len(data):,} bytes, more than {MAX_BYTES:,}")

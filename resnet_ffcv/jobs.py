@@ -291,11 +291,12 @@ def _accuracy(counts: Counts) -> dict[str, Any]:
 def _announce(trainer: Trainer) -> None:
     config, data = trainer.config, trainer.data
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    console.out(  # not print, which would take brackets in the folder's name for markup
+    console.print(
         f"{config.model.name}, {parameters:,} parameters, on {trainer.device}; "
         f"{len(data.train.indices):,} images to learn from, {len(data.val.indices):,} to validate; "
         f"steps {trainer.step:,} to {trainer.total_steps:,}; {trainer.run.folder}\n"
-        "compiling FFCV's pipelines: the first batch takes some seconds"
+        "compiling FFCV's pipelines: the first batch takes some seconds",
+        soft_wrap=True,
     )
 
 

@@ -10,6 +10,8 @@ from resnet_ffcv.kernels.compiling import kernel
 from resnet_ffcv.kernels.memory import copy_bytes
 from resnet_ffcv.kernels.vector import I8, I16, I32, Scalar, Vector, load, store, vector_kernel
 
+GRAY, HALF = 0, 1  # an image's colour: none, or at half the resolution both ways (4:2:0)
+
 PIXELS = 32  # that a vector kernel takes at a time
 
 
@@ -62,15 +64,12 @@ def colour_of_pixels(upper: Scalar, lower: Scalar, cb: Scalar, cr: Scalar) -> No
 
 
 @kernel
-def split_colour(rgb: np.ndarray, y: np.ndarray, cb: np.ndarray, cr: np.ndarray) -> None:
-    """RGB pixels -> luma and colour.
-
-    Args:
-        rgb: uint8 (height, width, 3).
-        y: uint8 (height, width), is filled.
-        cb, cr: uint8 ((height + 1) // 2, (width + 1) // 2), are filled.
-    """
-    height, width = y.shape
+def split_colour(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """uint8 (height, width, 3) -> Y (height, width), Cb and Cr of half that, rounded up."""
+    height, width = rgb.shape[0], rgb.shape[1]
+    y = np.empty((height, width), np.uint8)
+    cb = np.empty(((height + 1) // 2, (width + 1) // 2), np.uint8)
+    cr = np.empty_like(cb)
     # Two rows, filled up to whole vectors with their last pixel.
     padded = (width + PIXELS) // PIXELS * PIXELS
     rows = np.empty((2, 3 * padded), np.uint8)
@@ -92,3 +91,4 @@ def split_colour(rgb: np.ndarray, y: np.ndarray, cb: np.ndarray, cr: np.ndarray)
             colour_of_pixels(upper + 3 * x, lower + 3 * x, to_cb + half, to_cr + half)
         copy_bytes(cb[row // 2].ctypes.data, to_cb, cb.shape[1])
         copy_bytes(cr[row // 2].ctypes.data, to_cr, cb.shape[1])
+    return y, cb, cr

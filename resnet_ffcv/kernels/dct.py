@@ -7,9 +7,9 @@ docs/format.md has the layout.
 import numpy as np
 
 from resnet_ffcv.kernels import status
-from resnet_ffcv.kernels.colour import split_colour
+from resnet_ffcv.kernels.colour import GRAY, HALF, split_colour
 from resnet_ffcv.kernels.compiling import kernel
-from resnet_ffcv.kernels.geometry import Window, make_axes
+from resnet_ffcv.kernels.geometry import Window, choose_eighths, make_axes, scaled, shrink_window
 from resnet_ffcv.kernels.groups import (
     BLOCK_COLUMNS,
     BLOCK_ROWS,
@@ -21,14 +21,11 @@ from resnet_ffcv.kernels.groups import (
 )
 from resnet_ffcv.kernels.memory import load_i16, load_u16, store_i16
 from resnet_ffcv.kernels.planes import Planes, count_planes_work, resample_planes
-from resnet_ffcv.kernels.resample import LANES, Plane, align
+from resnet_ffcv.kernels.resample import ANY_LINE, LANES, Plane, align
 from resnet_ffcv.kernels.taps import Axis, axis_words, make_half_axis
 from resnet_ffcv.kernels.transform import FORWARD_BYTES, forward_group, inverse_group
 
-GRAY, HALF = 0, 1  # colour: none, or at half the resolution both ways (4:2:0)
-
 ENCODE_BYTES = GROUP_BYTES + 2 * BLOCKS + FORWARD_BYTES
-ANY_LINE = 1 << 40  # no limit: scratch memory goes on behind a plane
 
 
 @kernel
@@ -88,10 +85,7 @@ def encode_dct(rgb: np.ndarray, colour: int, factors: np.ndarray, out: np.ndarra
     """
     height, width = rgb.shape[0], rgb.shape[1]
     half_height, half_width = (height + 1) // 2, (width + 1) // 2
-    y = np.empty((height, width), np.uint8)
-    cb = np.empty((half_height, half_width), np.uint8)
-    cr = np.empty((half_height, half_width), np.uint8)
-    split_colour(rgb, y, cb, cr)
+    y, cb, cr = split_colour(rgb)
     work = np.empty(ENCODE_BYTES, np.uint8).ctypes.data
     down, across = count_groups(height, width)
     half_down, half_across = count_groups(half_height, half_width)
@@ -110,12 +104,6 @@ def encode_dct(rgb: np.ndarray, colour: int, factors: np.ndarray, out: np.ndarra
 
 
 @kernel
-def scaled(size: int, block: int) -> int:
-    """Samples of an axis at block / 8 of the resolution."""
-    return (size * block + 7) // 8
-
-
-@kernel
 def plane_bytes(height: int, width: int, block: int) -> int:
     """Bytes that a decoded plane takes, at most."""
     down, across = count_groups(height, width)
@@ -129,17 +117,6 @@ def sum_sizes(sizes: int, count: int) -> int:
     for i in range(count):
         total += load_u16(sizes + 2 * i)
     return total
-
-
-@kernel
-def choose_block(window: Window, out_height: int, out_width: int) -> int:
-    """Samples of a block's side, 8, 4, 2 or 1: the fewest that leave none to be made up."""
-    shrink = min(window.height / out_height, window.width / out_width)
-    if shrink >= 8:
-        return 1
-    if shrink >= 4:
-        return 2
-    return 4 if shrink >= 2 else 8
 
 
 @kernel
@@ -206,7 +183,7 @@ def decode_dct(
     count = count_all_groups(height, width, colour)
     if size < 2 * count or size != 2 * count + sum_sizes(address, count):
         return status.WRONG_SIZE
-    block = choose_block(window, out_height, out_width)
+    block = choose_eighths(window, out_height, out_width)
     shrunk = shrink_window(window, block)
     axes = make_axes(
         shrunk, scaled(height, block), scaled(width, block), filter_, out_height, out_width, work
@@ -253,16 +230,6 @@ def decode_dct(
         out, out_height, out_width, work[(end - work.ctypes.data + 3) // 4 :],
     )  # fmt: skip
     return status.WHOLE
-
-
-@kernel
-def shrink_window(window: Window, block: int) -> Window:
-    """The window at block / 8 of the resolution."""
-    shrink = block / 8
-    return Window(
-        window.y * shrink, window.x * shrink, window.height * shrink, window.width * shrink,
-        window.sees_all, window.mirrored,
-    )  # fmt: skip
 
 
 @kernel

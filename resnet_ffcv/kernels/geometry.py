@@ -42,6 +42,29 @@ def is_inside(window: Window, height: int, width: int) -> bool:
     )
 
 
+@kernel
+def choose_eighths(window: Window, out_height: int, out_width: int) -> int:
+    """Eighths of the resolution to decode DCT blocks at, 8, 4, 2 or 1: the fewest that suffice."""
+    shrink = min(window.height / out_height, window.width / out_width)
+    return 1 if shrink >= 8 else 2 if shrink >= 4 else 4 if shrink >= 2 else 8
+
+
+@kernel
+def scaled(size: int, eighths: int) -> int:
+    """Samples of an axis at so many eighths of the resolution; the last may be a part of one."""
+    return (size * eighths + 7) // 8
+
+
+@kernel
+def shrink_window(window: Window, eighths: int) -> Window:
+    """The window at so many eighths of the resolution."""
+    shrink = eighths / 8
+    return Window(
+        window.y * shrink, window.x * shrink, window.height * shrink, window.width * shrink,
+        window.sees_all, window.mirrored,
+    )  # fmt: skip
+
+
 class Axes(NamedTuple):
     """The taps of both axes, and the work words that they take."""
 

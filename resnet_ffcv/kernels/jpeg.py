@@ -12,18 +12,16 @@ from numba import types
 
 from resnet_ffcv.kernels import status
 from resnet_ffcv.kernels.compiling import kernel
-from resnet_ffcv.kernels.geometry import Window, make_axes
+from resnet_ffcv.kernels.geometry import Window, choose_eighths, make_axes, scaled, shrink_window
 from resnet_ffcv.kernels.planes import Planes, count_planes_work, resample_planes
 from resnet_ffcv.kernels.raw import count_rgb_work, resample_rgb
-from resnet_ffcv.kernels.resample import LANES, Plane, align
+from resnet_ffcv.kernels.resample import ANY_LINE, LANES, Plane, align
 from resnet_ffcv.kernels.taps import axis_words, make_half_axis
 
 # turbojpeg.h of libjpeg-turbo 2.1: enums TJSAMP, TJCS, TJPF
 FULL, HALF_ACROSS, HALF_BOTH, GRAY_SAMPLES, HALF_DOWN = 0, 1, 2, 3, 4
 YCBCR, GRAY = 1, 2
 RGB = 0
-
-ANY_LINE = 1 << 40  # no limit: scratch memory goes on behind a plane
 
 _integer, _pointer = types.int32, types.int64
 _SIGNATURES = {
@@ -44,18 +42,6 @@ for _name in _SIGNATURES:
 tj_init_decompress, tj_destroy, tj_decompress_header, tj_decompress_planes, tj_decompress = (
     types.ExternalFunction(name, signature) for name, signature in _SIGNATURES.items()
 )
-
-
-@kernel
-def choose_eighths(window: Window, out_height: int, out_width: int) -> int:
-    """Eighths of the resolution to decode at, 8, 4, 2 or 1: the fewest that need no making up."""
-    shrink = min(window.height / out_height, window.width / out_width)
-    return 1 if shrink >= 8 else 2 if shrink >= 4 else 4 if shrink >= 2 else 8
-
-
-@kernel
-def scaled(size: int, eighths: int) -> int:
-    return (size * eighths + 7) // 8
 
 
 @kernel
@@ -88,11 +74,7 @@ def decode_jpeg(
         found = status.OTHER_JPEG_SIZE
     else:
         eighths = choose_eighths(window, out_height, out_width)
-        shrink = eighths / 8
-        small = Window(
-            window.y * shrink, window.x * shrink, window.height * shrink, window.width * shrink,
-            window.sees_all, window.mirrored,
-        )  # fmt: skip
+        small = shrink_window(window, eighths)
         shape = scaled(height, eighths), scaled(width, eighths)
         sampling = facts[2]
         by_planes = failed == 0 and 0 <= sampling <= HALF_DOWN and facts[3] in (YCBCR, GRAY)

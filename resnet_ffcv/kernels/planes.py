@@ -7,8 +7,8 @@ import numpy as np
 from resnet_ffcv.kernels.compiling import kernel
 from resnet_ffcv.kernels.memory import store_byte
 from resnet_ffcv.kernels.resample import (
-    BLOCK,
     LANES,
+    SPARE,
     Colour,
     Plane,
     align,
@@ -18,8 +18,6 @@ from resnet_ffcv.kernels.resample import (
     write_rows,
 )
 from resnet_ffcv.kernels.taps import Axis, make_empty_axis
-
-SPARE = 3 * BLOCK * LANES  # bytes
 
 
 class Planes(NamedTuple):

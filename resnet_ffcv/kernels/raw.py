@@ -7,16 +7,14 @@ from resnet_ffcv.kernels.compiling import kernel
 from resnet_ffcv.kernels.geometry import Window, make_axes
 from resnet_ffcv.kernels.memory import copy_bytes
 from resnet_ffcv.kernels.resample import (
-    BLOCK,
     LANES,
+    SPARE,
     Plane,
     align,
     filter_lines,
     line_bytes,
     write_columns_rgb,
 )
-
-SPARE = 3 * BLOCK * LANES  # bytes
 
 
 @kernel

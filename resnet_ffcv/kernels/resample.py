@@ -38,6 +38,8 @@ from resnet_ffcv.kernels.vector import (
 
 LANES = 32  # samples of a vector in both passes
 BLOCK = 8  # outputs that a kernel makes at a time
+SPARE = 3 * BLOCK * LANES  # bytes that the second pass takes for what reaches over the image's edge
+ANY_LINE = 1 << 40  # a Plane's limit where memory goes on behind it
 
 # YCbCr to RGB, ITU-T T.871 (JFIF), section 7, in shares of 2^15
 RED_OF_CR = 13_173  # 1.402 - 1

@@ -6,17 +6,14 @@ docs/format.md has the layout.
 import numpy as np
 
 from resnet_ffcv.kernels import status
-from resnet_ffcv.kernels.colour import split_colour
+from resnet_ffcv.kernels.colour import GRAY, HALF, split_colour
 from resnet_ffcv.kernels.compiling import kernel
 from resnet_ffcv.kernels.geometry import Window, make_axes
 from resnet_ffcv.kernels.planes import Planes, count_planes_work, resample_planes
-from resnet_ffcv.kernels.resample import LANES, Plane
+from resnet_ffcv.kernels.resample import ANY_LINE, LANES, Plane
 from resnet_ffcv.kernels.taps import axis_words, make_half_axis
 
-GRAY, HALF = 0, 1  # colour: none, or at half the resolution both ways (4:2:0)
-
 PADDING_BYTES = LANES  # so that whole vectors can be read at the end
-ANY_LINE = 1 << 40  # no limit: see PADDING_BYTES
 
 
 @kernel
@@ -31,10 +28,7 @@ def encode_yuv420(rgb: np.ndarray, colour: int, out: np.ndarray) -> None:
     """Fills uint8 (yuv420_bytes,) with the form of uint8 (height, width, 3)."""
     height, width = rgb.shape[0], rgb.shape[1]
     half_height, half_width = (height + 1) // 2, (width + 1) // 2
-    y = np.empty((height, width), np.uint8)
-    cb = np.empty((half_height, half_width), np.uint8)
-    cr = np.empty((half_height, half_width), np.uint8)
-    split_colour(rgb, y, cb, cr)
+    y, cb, cr = split_colour(rgb)
     luma, half = height * width, half_height * half_width
     out[:luma].reshape(width, height)[:] = y.T
     end = luma

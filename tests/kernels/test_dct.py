@@ -7,16 +7,14 @@ from PIL import Image
 from references import blocks_of, join, plane_of, read_groups, resample, split, to_rgb
 
 from resnet_ffcv.kernels import status
+from resnet_ffcv.kernels.colour import GRAY, HALF
 from resnet_ffcv.kernels.dct import (
-    GRAY,
-    HALF,
-    choose_block,
     count_dct_work,
     decode_dct,
     encode_dct,
     most_dct_bytes,
 )
-from resnet_ffcv.kernels.geometry import Window, count_axis_words
+from resnet_ffcv.kernels.geometry import Window, choose_eighths, count_axis_words
 from resnet_ffcv.kernels.quantization import quantization_tables
 from resnet_ffcv.kernels.transform import (
     FRACTION,
@@ -74,7 +72,7 @@ def read(data: np.ndarray, shape: tuple[int, int], colour: int) -> list[np.ndarr
 
 def show(data, shape, colour, quality, window: Window, filter_, size) -> np.ndarray:
     """What a plain decoder makes of it, float64 (*size, 3)."""
-    block = choose_block(window, *size)
+    block = choose_eighths(window, *size)
     half = (shape[0] + 1) // 2, (shape[1] + 1) // 2
     blocks = read(data, shape, colour)
     planes = [plane_of(blocks[0] * quality.tables[0], shape, block)]
@@ -144,7 +142,7 @@ def test_reduced_blocks_are_their_formula(block: int) -> None:
         size = tuple(n * block // 8 for n in shape)
         window = Window(0.0, 0.0, size[0] * 8.0 / block, size[1] * 8.0 / block, False, False)
         data = encode(smooth(rng, shape), GRAY, quality)
-        assert choose_block(window, *size) == block
+        assert choose_eighths(window, *size) == block
         found, out = decode(data, shape, GRAY, quality, window, 0, size)
         assert found == status.WHOLE
         expected = plane_of(read(data, shape, GRAY)[0] * quality.tables[0], shape, block)

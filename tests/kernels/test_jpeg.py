@@ -9,8 +9,8 @@ from PIL import Image
 from references import resample
 
 from resnet_ffcv.kernels import status
-from resnet_ffcv.kernels.geometry import Window, count_axis_words
-from resnet_ffcv.kernels.jpeg import choose_eighths, count_jpeg_work, decode_jpeg
+from resnet_ffcv.kernels.geometry import Window, choose_eighths, count_axis_words
+from resnet_ffcv.kernels.jpeg import count_jpeg_work, decode_jpeg
 
 KINDS = {
     "4:2:0": {"subsampling": "4:2:0"},

@@ -6,10 +6,9 @@ from images import Guarded, Work, draw_image, draw_size, draw_window
 from references import join, resample, split, to_rgb
 
 from resnet_ffcv.kernels import status
+from resnet_ffcv.kernels.colour import GRAY, HALF
 from resnet_ffcv.kernels.geometry import Window, count_axis_words
 from resnet_ffcv.kernels.yuv420 import (
-    GRAY,
-    HALF,
     count_yuv420_work,
     decode_yuv420,
     encode_yuv420,
