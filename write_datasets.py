@@ -19,7 +19,7 @@ try:
     from rich.progress import Progress
 
     from resnet_ffcv import commandline
-    from resnet_ffcv.beton import JPG, TYPE_IDS, VERSION, read_tables
+    from resnet_ffcv.beton import JPG, NAMES, VERSION, read_tables
     from resnet_ffcv.commandline import console, show_table
     from resnet_ffcv.config import WriteConfig
     from resnet_ffcv.manifest import Manifest, manifest_path, read_manifest
@@ -78,10 +78,11 @@ def show_info(path: Path) -> dict[str, Any]:
     tables = read_tables(path)
     manifest = read_manifest(path) if manifest_path(path).exists() else None
     images = tables.metadata["image"]
-    jpegs = int((images["mode"] == JPG).sum())
+    jpegs = int((images["mode"] == JPG).sum()) if tables.form == "rgb" else 0
+    forms = f"{jpegs:,} JPEG, {len(images) - jpegs:,} raw" if tables.form == "rgb" else tables.form
     rows = {
-        "format": f"version {VERSION}, fields {', '.join(TYPE_IDS)}, pages of {tables.page_size:,}",
-        "images": f"{len(images):,} ({jpegs:,} JPEG, {len(images) - jpegs:,} raw)",
+        "format": f"version {VERSION}, fields {', '.join(NAMES)}, pages of {tables.page_size:,}",
+        "images": f"{len(images):,} ({forms})",
         **{side: _range(images[side]) for side in ("width", "height")},
         "image bytes": f"{int(tables.allocations['size'].sum()):,}",
         "file bytes": f"{path.stat().st_size:,}",
@@ -89,7 +90,13 @@ def show_info(path: Path) -> dict[str, Any]:
     }
     show_table(str(path), ("", ""), list(rows.items()))
     classes = manifest.classes if manifest else None
-    return {"file": str(path), "images": len(images), "jpegs": jpegs, "classes": classes}
+    return {
+        "file": str(path),
+        "images": len(images),
+        "form": tables.form,
+        "jpegs": jpegs,
+        "classes": classes,
+    }
 
 
 def _range(sides: np.ndarray) -> str:

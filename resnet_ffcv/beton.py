@@ -10,6 +10,9 @@
 
 There is no magic number and no checksum; the length of a JPEG stands in the table alone. Bytes
 after the table would be read as rows of it.
+
+Images lie in a field of FFCV's own, or in one of ours (fields.py, docs/format.md), whose arguments
+say its form.
 """
 
 from dataclasses import dataclass
@@ -35,26 +38,73 @@ HEADER = np.dtype(
 )
 FIELD = np.dtype([("type_id", "u1"), ("name", "u1", 16), ("arguments", "u1", 1024)])
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
-# FFCV's RGBImageField (packed) and IntField, together an aligned row of 24 bytes.
-IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
-METADATA = np.dtype([("image", IMAGE), ("label", "<i8")], align=True)
+# A sample's row in FFCV's RGBImageField, and in a field of ours. `table` names a quantisation table
+# of the field; there is one, number 0.
+RGB_ROW = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+FORM_ROW = np.dtype(
+    [("height", "<u2"), ("width", "<u2"), ("colour", "u1"), ("table", "u1"), ("data_ptr", "<u8")]
+)
+JPG, RAW = 0, 1  # RGB_ROW's modes
+ROW_BYTES = 24  # of either and an int64 label, aligned
 
-TYPE_IDS = {"image": 2, "label": 1}  # FFCV's RGBImageField and IntField
-JPG, RAW = 0, 1  # IMAGE's modes
+# What the arguments of a field of ours hold; the rest of them is 0.
+ARGUMENTS = np.dtype(
+    [("form", "S8"), ("version", "<u2"), ("quality", "u1"), ("max_resolution", "<u4")]
+)
+FORMS = ("dct", "yuv420")
+FORM_VERSION = 1
+
+RGB_TYPE, INT_TYPE, OTHER_TYPE = 2, 1, 255  # FFCV's RGBImageField, its IntField, all not its own
+NAMES = ("image", "label")
 
 
-def describe_fields() -> np.ndarray:
-    """The descriptors (2,) of `image` and `label`; neither of FFCV's fields has arguments."""
-    fields = np.zeros(len(TYPE_IDS), FIELD)
-    for field, (name, type_id) in zip(fields, TYPE_IDS.items(), strict=True):
-        field["type_id"] = type_id
+def metadata_type(row: np.dtype) -> np.dtype:
+    """FFCV's type of a file's metadata, of the images' rows."""
+    return np.dtype([("image", row), ("label", "<i8")], align=True)
+
+
+def write_arguments(form: str, quality: int, max_resolution: int | None) -> bytes:
+    """1,024 bytes: the arguments of a field of ours."""
+    values = np.zeros(1, ARGUMENTS)
+    values[0] = form.encode(), FORM_VERSION, quality, max_resolution or 0
+    return values.tobytes().ljust(FIELD["arguments"].itemsize, b"\0")
+
+
+def read_arguments(arguments: bytes) -> np.void:
+    """One of ARGUMENTS.
+
+    Raises:
+        FailureError: they are of another field, or of a later version.
+    """
+    values = np.frombuffer(arguments, ARGUMENTS, 1)[0]
+    form = bytes(values["form"]).decode("ascii", "replace")
+    if form not in FORMS:
+        raise FailureError(f"its images lie in a form that is not known here: {form!r}")
+    if values["version"] != FORM_VERSION:
+        raise FailureError(
+            f"the {form} form has version {values['version']}, this program knows {FORM_VERSION}; "
+            "take a later one"
+        )
+    found: np.void = values
+    return found
+
+
+def describe_fields(image_arguments: bytes | None) -> np.ndarray:
+    """The descriptors (2,) of `image` and `label`; of FFCV's own image field, which has no
+    arguments, or of one of ours.
+    """
+    fields = np.zeros(len(NAMES), FIELD)
+    for field, name in zip(fields, NAMES, strict=True):
         field["name"][: len(name)] = np.frombuffer(name.encode(), "u1")
+    fields["type_id"] = RGB_TYPE if image_arguments is None else OTHER_TYPE, INT_TYPE
+    if image_arguments is not None:
+        fields[0]["arguments"] = np.frombuffer(image_arguments, "u1")
     return fields
 
 
 def first_page(num_samples: int, page_size: int) -> int:
     """The offset of the first page: the next multiple of the page size behind the metadata."""
-    end = HEADER.itemsize + len(TYPE_IDS) * FIELD.itemsize + num_samples * METADATA.itemsize
+    end = HEADER.itemsize + len(NAMES) * FIELD.itemsize + num_samples * ROW_BYTES
     return -(-end // page_size) * page_size
 
 
@@ -62,9 +112,11 @@ def first_page(num_samples: int, page_size: int) -> int:
 class Tables:
     """All of a file but its pages.
 
-    `metadata` is (samples,) of METADATA, `allocations` (regions,) of ALLOCATION, sorted by `ptr`.
+    `form` is that of the images: dct, yuv420, or rgb in FFCV's own field; `metadata` (samples,) of
+    metadata_type, `allocations` (regions,) of ALLOCATION, sorted by `ptr`.
     """
 
+    form: str
     page_size: int
     metadata: np.ndarray
     allocations: np.ndarray
@@ -94,11 +146,12 @@ def read_tables(path: Path) -> Tables:
             _check_header(path, header, size)
             samples, count = int(header["num_samples"]), int(header["num_fields"])
             fields = _read(path, file.read(count * FIELD.itemsize), FIELD, count)
-            _check_fields(path, fields)
+            form = _check_fields(path, fields)
             table = int(header["alloc_table_ptr"])
             if first_page(samples, int(header["page_size"])) > table:  # before so much is read
                 raise FailureError(f"{path}: its header is damaged; write it again")
-            metadata = _read(path, file.read(samples * METADATA.itemsize), METADATA, samples)
+            row = metadata_type(RGB_ROW if form == "rgb" else FORM_ROW)
+            metadata = _read(path, file.read(samples * row.itemsize), row, samples)
             file.seek(table)
             rows = (size - table) // ALLOCATION.itemsize
             allocations = _read(path, file.read(), ALLOCATION, rows)
@@ -106,7 +159,7 @@ def read_tables(path: Path) -> Tables:
         raise FailureError(f"{path}: {error.strerror}") from error
     page_size = int(header["page_size"])
     allocations = allocations[np.argsort(allocations["ptr"], kind="stable")]
-    tables = Tables(page_size, metadata, allocations, first_page(samples, page_size), table)
+    tables = Tables(form, page_size, metadata, allocations, first_page(samples, page_size), table)
     _check_regions(path, tables)
     return tables
 
@@ -127,15 +180,21 @@ def _check_header(path: Path, header: np.void, size: int) -> None:
         raise FailureError(f"{path} was cut short, or something was added to it; write it again")
 
 
-def _check_fields(path: Path, fields: np.ndarray) -> None:
-    found = {
-        bytes(field["name"]).rstrip(b"\0").decode("ascii", "replace"): int(field["type_id"])
-        for field in fields
-    }
-    if found != TYPE_IDS or list(found) != list(TYPE_IDS):
+def _check_fields(path: Path, fields: np.ndarray) -> str:
+    """The form of the images."""
+    names = [bytes(field["name"]).rstrip(b"\0").decode("ascii", "replace") for field in fields]
+    types = [int(field["type_id"]) for field in fields]
+    if tuple(names) != NAMES or types not in ([RGB_TYPE, INT_TYPE], [OTHER_TYPE, INT_TYPE]):
         raise FailureError(
-            f"{path} has the fields {', '.join(found)}; wanted are image (RGB) and label (int)"
+            f"{path} has the fields {', '.join(names)}; wanted are image (RGB, dct or yuv420) and "
+            "label (int)"
         )
+    if types[0] == RGB_TYPE:
+        return "rgb"
+    try:
+        return bytes(read_arguments(bytes(fields[0]["arguments"]))["form"]).decode()
+    except FailureError as error:
+        raise FailureError(f"{path}: {error}") from error
 
 
 def _check_regions(path: Path, tables: Tables) -> None:

@@ -69,13 +69,15 @@ class ImageConfig:
 
     mode: str | None = key(
         None,
-        "null: raw where no image is over 64 pixels a side, else jpg",
-        choices=("jpg", "raw", "smart", "proportion"),
+        "null: raw where no image is over 64 pixels a side, else dct",
+        choices=("dct", "yuv420", "jpg", "raw", "smart", "proportion"),
     )
     max_resolution: int | None = key(
         None, "pixels of the longer side, shrunk to where it is longer; null: as it is", low=1
     )
-    quality: int = key(90, "JPEG quality of what is encoded; kept JPEGs stay", low=1, high=100)
+    quality: int = key(
+        90, "JPEG quality of what is encoded as jpg or dct; kept JPEGs stay", low=1, high=100
+    )
     keep_jpeg: bool = key(True, "store a source JPEG byte for byte where no resize is needed")
     compress_probability: float = key(
         0.5, "proportion: share of images stored as JPEG", low=0.0, high=1.0

@@ -5,7 +5,6 @@ for FFCV's own image field, jpg and raw. There random windows come from an unsee
 as FFCV's do, and a damaged sample is black.
 """
 
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from numba.core.errors import NumbaWarning
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.fields import DCTImageField, YUV420ImageField
 from resnet_ffcv.kernels import batches, windows
+from resnet_ffcv.kernels.dct import make_tables
 from resnet_ffcv.kernels.regions import locate_in_file, locate_in_pages
 from resnet_ffcv.kernels.taps import FILTERS
 from resnet_ffcv.loader import AllocationQuery, Compiler, SimpleRGBImageDecoder
@@ -26,13 +26,12 @@ from resnet_ffcv.loader import AllocationQuery, Compiler, SimpleRGBImageDecoder
 warnings.filterwarnings("ignore", "Code running in object mode", NumbaWarning)
 
 Size = tuple[int, int]
-
-_local = threading.local()  # of each epoch's thread: memory to decode with
+Colour = tuple[int, int, int]
 
 
 def decode_batch(
     field: Any, rows: np.ndarray, regions: np.ndarray, windows: np.ndarray, out: np.ndarray,
-    *, filter_: str = "area", threads: int = 1,
+    *, filter_: str = "area", fill: Colour | None = None, threads: int = 1,
 ) -> np.ndarray:  # fmt: skip
     """Decodes a window of each of n samples.
 
@@ -43,24 +42,18 @@ def decode_batch(
         windows: float64 (n, 6), see kernels.geometry.read_window.
         out: uint8 (n, height, width, 3), is filled; black where a sample is damaged.
         filter_: area, triangle or cubic.
+        fill: (red, green, blue). If given, windows have out's size, lie on whole pixels and may
+            reach outside their images: this is what is seen there.
         threads: of numba's to use.
 
     Returns:
         int32 (n,): what became of each, of kernels.status.MEANING.
     """
     form, numbers = _describe(field, rows)
-    tables = field.tables if form == batches.DCT else np.zeros((1, 4, 2, 64, 2), np.int32)
-    means = field.means if form == batches.DCT else np.zeros((1, 2), np.int64)
-    chosen, size = FILTERS[filter_], (out.shape[1], out.shape[2])
-    statuses = np.empty(len(rows), np.int32)
-    words = batches.check_samples(form, regions, numbers, windows, chosen, size, statuses)
-    threads = max(1, min(threads, len(rows)))
-    decode = batches.decode_on_threads if threads > 1 else batches.decode_alone
-    decode(
-        form, regions, numbers, windows, chosen, tables, means, out, statuses,
-        _work(threads, words), np.zeros(1, np.int64),
+    return batches.decode_samples(
+        form, regions, numbers, windows, FILTERS[filter_], out, fill=fill, threads=threads,
+        tables=make_tables(field.quality) if form == batches.DCT else None,
     )  # fmt: skip
-    return statuses
 
 
 def _describe(field: Any, rows: np.ndarray) -> tuple[int, np.ndarray]:
@@ -72,14 +65,6 @@ def _describe(field: Any, rows: np.ndarray) -> tuple[int, np.ndarray]:
         return batches.DCT if isinstance(field, DCTImageField) else batches.YUV420, numbers
     numbers[:, 2] = rows["mode"]
     return batches.IMAGE, numbers
-
-
-def _work(threads: int, words: int) -> np.ndarray:
-    """int32 (threads, words or more); the same memory in each call of a thread."""
-    memory = getattr(_local, "memory", None)
-    if memory is None or memory.shape[0] < threads or memory.shape[1] < words:
-        memory = _local.memory = np.empty((threads, words), np.int32)
-    return memory[:threads]
 
 
 def locate(pointers: np.ndarray, storage_state: tuple[Any, ...]) -> np.ndarray:
@@ -119,6 +104,7 @@ class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no 
     """
 
     views: tuple[int, ...] = ()  # shape between batch and image, of several windows an image
+    fill: Colour | None = None  # of what lies outside the image, where windows may reach there
     metadata: np.ndarray
 
     def __init__(
@@ -148,6 +134,12 @@ class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no 
             raise FailureError("the images have different sizes; give the decoder an output_size")
         return int(heights[0]), int(widths[0])
 
+    @property
+    def crop_size(self) -> Size:
+        if self.output_size is None:
+            raise UsageError(f"{type(self).__name__} wants an output_size")
+        return self.output_size
+
     def choose_windows(self, samples: Samples) -> np.ndarray:
         """float64 (n, *views, 6): a window for each sample."""
         chosen = np.empty((len(samples.indices), windows.NUMBERS))
@@ -167,7 +159,7 @@ class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no 
         statuses = decode_batch(
             self.field, np.repeat(rows, each), np.repeat(regions, each, axis=0),
             chosen.reshape(-1, windows.NUMBERS), out.reshape(-1, *out.shape[-3:]),
-            filter_=self.filter, threads=Compiler.num_threads,
+            filter_=self.filter, fill=self.fill, threads=Compiler.num_threads,
         )  # fmt: skip
         return statuses.reshape(-1, *self.views)
 
@@ -244,12 +236,6 @@ class _CropOfResized(ImageDecoder):
             )
         return super().declare_state_and_memory(previous_state)
 
-    @property
-    def crop_size(self) -> Size:
-        if self.output_size is None:
-            raise UsageError(f"{type(self).__name__} wants an output_size")
-        return self.output_size
-
 
 class ScaleCrop(_CropOfResized):
     """A crop of the output's size at random, of the image resized to a random short side.
@@ -294,4 +280,40 @@ class TenCrop(_CropOfResized):
         windows.ten_crop_windows(
             samples.heights, samples.widths, self.short_side, self.crop_size, chosen
         )
+        return chosen
+
+
+class PadCrop(ImageDecoder):
+    """A crop of the output's size at random, of the image with a border; pixels stay as they are.
+
+    The augmentation of He et al. 2015, section 4.2, on CIFAR.
+
+    Args:
+        padding: pixels of the border, on each side.
+        fill: its colour, (red, green, blue) or one number for all three.
+    """
+
+    def __init__(
+        self, output_size: Sequence[int], padding: int = 4, fill: int | Sequence[int] = 0,
+        flip: float = 0.5,
+    ) -> None:  # fmt: skip
+        super().__init__(output_size, flip=flip)
+        red, green, blue = (fill,) * 3 if isinstance(fill, int) else fill
+        if not all(0 <= channel <= 255 for channel in (red, green, blue)):
+            raise UsageError(f"fill={fill!r}: wanted are numbers from 0 to 255")
+        self.padding, self.fill = int(padding), (int(red), int(green), int(blue))
+
+    def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, Any]:
+        for side, size in zip(("height", "width"), self.crop_size, strict=True):
+            least = int(self.metadata[side].min())
+            if least + 2 * self.padding < size:
+                raise UsageError(
+                    f"an image of {side} {least} with padding={self.padding} is smaller than "
+                    f"output_size={self.crop_size}: no crop fits"
+                )
+        return super().declare_state_and_memory(previous_state)
+
+    def choose_windows(self, samples: Samples) -> np.ndarray:
+        chosen = np.empty((len(samples.indices), windows.NUMBERS))
+        windows.pad_crop_offsets(*samples, self.padding, self.crop_size, self.flip, chosen)
         return chosen

@@ -9,10 +9,14 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from resnet_ffcv import turbojpeg
-from resnet_ffcv.beton import JPG, MAX_SIDE, RAW
+from resnet_ffcv.beton import FORMS, JPG, MAX_SIDE, RAW
 from resnet_ffcv.config import ImageConfig
+from resnet_ffcv.kernels import batches, dct, yuv420
+from resnet_ffcv.kernels.colour import GRAY, HALF, is_gray
+from resnet_ffcv.kernels.taps import AREA
 
 MAX_JPEG_SIDE = 65_500  # pixels, of libjpeg
+MAX_BYTES = 2**31 - 1  # of an image in a form of ours
 SMALL_SIDE = 64  # image.mode null: raw where no image has a longer side
 
 # Start of frame markers of JPEGs that every libjpeg decodes: baseline, extended, progressive.
@@ -23,16 +27,24 @@ GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
 
 @dataclass(frozen=True)
 class Stored:
-    """An image as it lies in the file: beton.JPG or beton.RAW, and its bytes.
+    """An image as it lies in the file: what its row says, and its bytes.
 
+    `mode` is beton.JPG or beton.RAW in FFCV's own field, `colour` of kernels.colour in one of ours.
     `damaged`: its source was, and these are what is left of it.
     """
 
-    mode: int
     width: int
     height: int
     data: bytes
+    mode: int | None = None
+    colour: int | None = None
     damaged: bool = False
+
+    def row(self, data_ptr: int) -> tuple[int | None, ...]:
+        """The image's row, as of beton.RGB_ROW or beton.FORM_ROW."""
+        if self.colour is None:
+            return self.mode, self.width, self.height, data_ptr
+        return self.height, self.width, self.colour, 0, data_ptr
 
 
 def encode(
@@ -66,9 +78,9 @@ def _store(
             "image.max_resolution"
         )
     if (width, height) != image.size:
-        # BOX averages the pixels whose centres lie below each new one; FFCV's INTER_AREA, close
-        # to it, also takes shares of those at the border.
-        image, jpeg = image.resize((width, height), Image.Resampling.BOX), None
+        image, jpeg = resize(image, width, height), None
+    if config.mode in FORMS:
+        return _store_form(image, config)
     raw_size = width * height * 3
     if config.mode == "raw" or (
         config.mode == "proportion" and draw >= config.compress_probability
@@ -78,7 +90,20 @@ def _store(
     if config.mode == "smart" and raw_size <= config.smart_threshold * len(stored):
         return _store_raw(image)
     pixels = image.convert("RGB") if jpeg else decode(stored)
-    return Stored(JPG, width, height, stored), pixels
+    return Stored(width, height, stored, JPG), pixels
+
+
+def resize(image: Image.Image, width: int, height: int) -> Image.Image:
+    """An RGB or L image, each pixel the mean of what it covers: as FFCV's writer shrinks it."""
+    pixels = np.ascontiguousarray(image.convert("RGB"))
+    resized = _decode_whole(batches.IMAGE, pixels, (*pixels.shape[:2], RAW), (height, width), 100)
+    return Image.fromarray(resized).convert(image.mode)
+
+
+def prepare(config: ImageConfig) -> None:
+    """Compiles what `encode` will need, so that not every worker does."""
+    if config.mode in FORMS or config.max_resolution:
+        encode(np.zeros((16, 16, 3), np.uint8), replace(config, max_resolution=8), 0.0)
 
 
 def decode(content: bytes) -> Image.Image:
@@ -89,7 +114,53 @@ def decode(content: bytes) -> Image.Image:
 
 def _store_raw(image: Image.Image) -> tuple[Stored, Image.Image]:
     image = image.convert("RGB")
-    return Stored(RAW, image.width, image.height, image.tobytes()), image
+    return Stored(image.width, image.height, image.tobytes(), RAW), image
+
+
+def _store_form(image: Image.Image, config: ImageConfig) -> tuple[Stored, Image.Image]:
+    rgb = np.ascontiguousarray(image.convert("RGB"))
+    form, quality = str(config.mode), config.quality
+    data, colour = encode_form(form, rgb, quality)
+    codec = batches.DCT if form == "dct" else batches.YUV420
+    row = *rgb.shape[:2], colour
+    pixels = Image.fromarray(_decode_whole(codec, data, row, rgb.shape[:2], quality))
+    return Stored(image.width, image.height, data.tobytes(), colour=colour), pixels
+
+
+def encode_form(form: str, rgb: np.ndarray, quality: int) -> tuple[np.ndarray, int]:
+    """(uint8 data, colour) of uint8 (height, width, 3) in a form of beton.FORMS.
+
+    Raises:
+        ValueError: the image is too large.
+    """
+    height, width = rgb.shape[:2]
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        raise ValueError(f"{width} x {height} pixels: a side has 1 to {MAX_SIDE:,}")
+    colour = GRAY if is_gray(rgb) else HALF
+    if form == "dct":
+        data = np.empty(dct.most_dct_bytes(height, width, colour), np.uint8)
+        data = data[: dct.encode_dct(rgb, colour, dct.make_tables(quality).factors, data)]
+    else:
+        data = np.empty(yuv420.yuv420_bytes(height, width, colour), np.uint8)
+        yuv420.encode_yuv420(rgb, colour, data)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"it takes {len(data):,} bytes, more than {MAX_BYTES:,}")
+    return data, colour
+
+
+def _decode_whole(
+    codec: int, data: np.ndarray, row: tuple[int, ...], size: tuple[int, int], quality: int
+) -> np.ndarray:
+    """uint8 (*size, 3) of an image whose row has the height, the width and `row`'s third number."""
+    regions = np.array([[data.ctypes.data, data.nbytes]])
+    windows = np.array([[0, 0, row[0], row[1], 0, 0]], np.float64)
+    out: np.ndarray = np.empty((1, *size, 3), np.uint8)
+    batches.decode_samples(
+        codec, regions, np.array([[*row, 0]], np.int32), windows, AREA, out,
+        tables=dct.make_tables(quality),
+    )  # fmt: skip
+    whole: np.ndarray = out[0]
+    return whole
 
 
 def _to_jpeg(image: Image.Image, quality: int) -> bytes:

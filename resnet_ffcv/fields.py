@@ -10,30 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from resnet_ffcv.beton import MAX_SIDE
-from resnet_ffcv.encode import fit
+from resnet_ffcv.beton import FORM_ROW, read_arguments, write_arguments
+from resnet_ffcv.encode import encode_form, fit, resize
 from resnet_ffcv.errors import FailureError, UsageError
-from resnet_ffcv.kernels import dct, yuv420
-from resnet_ffcv.kernels.colour import GRAY, HALF, is_gray
-from resnet_ffcv.kernels.quantization import quantization_tables
-from resnet_ffcv.kernels.transform import (
-    FRACTION,
-    dequantization_table,
-    quantization_factors,
-)
 from resnet_ffcv.loader import ARG_TYPE, Field
-
-FORMAT_VERSION = 1
-MAX_BYTES = 2**31 - 1  # of one encoded sample
-
-# A sample's row. `table` names a quantisation table of the field; there is one, number 0.
-ROW = np.dtype(
-    [("height", "<u2"), ("width", "<u2"), ("colour", "u1"), ("table", "u1"), ("data_ptr", "<u8")]
-)
-# What a field's arguments hold; the rest of their 1,024 bytes is 0.
-ARGUMENTS = np.dtype(
-    [("form", "S8"), ("version", "<u2"), ("quality", "u1"), ("max_resolution", "<u4")]
-)
 
 
 class _PlanarField(Field):  # type: ignore[misc]  # ffcv has no types
@@ -48,15 +28,12 @@ class _PlanarField(Field):  # type: ignore[misc]  # ffcv has no types
 
     @property
     def metadata_type(self) -> np.dtype:
-        return ROW
+        return FORM_ROW
 
     def to_binary(self) -> np.ndarray:
         """The field's arguments, as FFCV's writer takes them."""
-        values = np.zeros(1, ARGUMENTS)
-        values[0] = self.form.encode(), FORMAT_VERSION, self.quality, self.max_resolution or 0
-        arguments = np.zeros(1, ARG_TYPE)
-        arguments[0][0][: ARGUMENTS.itemsize] = values.view(np.uint8)
-        written: np.ndarray = arguments[0]
+        arguments = write_arguments(self.form, self.quality, self.max_resolution)
+        written: np.ndarray = np.frombuffer(arguments, ARG_TYPE)[0]
         return written
 
     @classmethod
@@ -66,16 +43,11 @@ class _PlanarField(Field):  # type: ignore[misc]  # ffcv has no types
         Raises:
             FailureError: they are another field's, or of a later version.
         """
-        values = np.frombuffer(bytes(np.asarray(binary).view(np.uint8)), ARGUMENTS, 1)[0]
+        values = read_arguments(bytes(np.asarray(binary).view(np.uint8)))
         if values["form"] != cls.form.encode():
-            raise FailureError(f"the field is not {cls.form}, as {cls.__name__} wants it")
-        if values["version"] != FORMAT_VERSION:
-            raise FailureError(
-                f"the {cls.form} form has version {values['version']}, this program knows "
-                f"{FORMAT_VERSION}; take a later one"
-            )
-        found: np.void = values
-        return found
+            form = bytes(values["form"]).decode()
+            raise FailureError(f"the field is {form}, not {cls.form}, as {cls.__name__} wants it")
+        return values
 
     def get_decoder_class(self) -> type:
         from resnet_ffcv.decoders import ImageDecoder
@@ -88,8 +60,9 @@ class _PlanarField(Field):  # type: ignore[misc]  # ffcv has no types
         Raises:
             ValueError: another kind of array, or an image that is too large.
         """
-        data, colour, shape = self.encode_pixels(self._pixels(image))
-        destination["height"], destination["width"] = shape
+        rgb = self._pixels(image)
+        data, colour = encode_form(self.form, rgb, self.quality)
+        destination["height"], destination["width"] = rgb.shape[:2]
         destination["colour"], destination["table"] = colour, 0
         destination["data_ptr"], storage = malloc(len(data))
         storage[:] = data
@@ -99,28 +72,12 @@ class _PlanarField(Field):  # type: ignore[misc]  # ffcv has no types
             array = np.asarray(image)
             if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
                 raise ValueError(f"not uint8 (height, width, 3): {array.dtype} {array.shape}")
-            if self.max_resolution is None or max(array.shape[:2]) <= self.max_resolution:
+            if fit(array.shape[1], array.shape[0], self.max_resolution) == array.shape[1::-1]:
                 return np.ascontiguousarray(array)
             image = Image.fromarray(array)
         size = fit(image.width, image.height, self.max_resolution)
         image = image.convert("RGB")
-        if size != image.size:
-            image = image.resize(size, Image.Resampling.BOX)
-        return np.asarray(image)
-
-    def encode_pixels(self, rgb: np.ndarray) -> tuple[np.ndarray, int, tuple[int, int]]:
-        """(uint8 data, colour, (height, width)) of uint8 (height, width, 3)."""
-        height, width = rgb.shape[:2]
-        if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
-            raise ValueError(f"{width} x {height} pixels: a side has 1 to {MAX_SIDE:,}")
-        colour = GRAY if is_gray(rgb) else HALF
-        data = self._encode(rgb, colour)
-        if len(data) > MAX_BYTES:
-            raise ValueError(f"it takes {len(data):,} bytes, more than {MAX_BYTES:,}")
-        return data, colour, (height, width)
-
-    def _encode(self, rgb: np.ndarray, colour: int) -> np.ndarray:
-        raise NotImplementedError
+        return np.ascontiguousarray(image if size == image.size else resize(image, *size))
 
 
 class DCTImageField(_PlanarField):
@@ -135,23 +92,11 @@ class DCTImageField(_PlanarField):
 
     def __init__(self, quality: int = 90, max_resolution: int | None = None) -> None:
         super().__init__(quality, max_resolution)
-        tables = quantization_tables(quality)
-        self.factors = np.stack([quantization_factors(table) for table in tables])
-        # For the decoder: by number of the table, block size, luma and colour.
-        self.tables = np.stack(
-            [[[dequantization_table(table, size) for table in tables] for size in (8, 4, 2, 1)]]
-        )
-        self.means = np.array([[int(table[0, 0]) << (FRACTION - 3) for table in tables]])
 
     @staticmethod
     def from_binary(binary: np.ndarray) -> "DCTImageField":
         values = DCTImageField.read_arguments(binary)
         return DCTImageField(int(values["quality"]), int(values["max_resolution"]) or None)
-
-    def _encode(self, rgb: np.ndarray, colour: int) -> np.ndarray:
-        height, width = rgb.shape[:2]
-        out = np.empty(dct.most_dct_bytes(height, width, colour), np.uint8)
-        return out[: dct.encode_dct(rgb, colour, self.factors, out)]
 
 
 class YUV420ImageField(_PlanarField):
@@ -170,9 +115,3 @@ class YUV420ImageField(_PlanarField):
     def from_binary(binary: np.ndarray) -> "YUV420ImageField":
         values = YUV420ImageField.read_arguments(binary)
         return YUV420ImageField(int(values["max_resolution"]) or None)
-
-    def _encode(self, rgb: np.ndarray, colour: int) -> np.ndarray:
-        height, width = rgb.shape[:2]
-        out = np.empty(yuv420.yuv420_bytes(height, width, colour), np.uint8)
-        yuv420.encode_yuv420(rgb, colour, out)
-        return out

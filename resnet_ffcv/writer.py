@@ -23,7 +23,7 @@ from PIL import Image
 
 from resnet_ffcv import beton
 from resnet_ffcv.config import ImageConfig, WriteConfig, WriterConfig
-from resnet_ffcv.encode import SMALL_SIDE
+from resnet_ffcv.encode import SMALL_SIDE, prepare
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.files import sync_folder, write_whole
 from resnet_ffcv.manifest import FORMAT_VERSION, Manifest, Pages, manifest_path, write_manifest
@@ -83,6 +83,7 @@ def write_dataset(source: Source, config: WriteConfig, report: Report) -> dict[s
     if config.image.mode is None:
         image = replace(config.image, mode=default_mode(source.splits["train"], config.image))
         config = replace(config, image=image)
+    prepare(config.image)
     pool = Pool(config.writer.workers)
     try:
         jobs = [
@@ -108,6 +109,15 @@ class Job:
     @property
     def images(self) -> Split:
         return self.source.splits[self.split]
+
+    @property
+    def arguments(self) -> bytes | None:
+        """The image field's, where it is one of ours."""
+        image = self.config.image
+        if image.mode not in beton.FORMS:
+            return None
+        quality = image.quality if image.mode == "dct" else 100
+        return beton.write_arguments(image.mode, quality, image.max_resolution)
 
     def tasks(self, indices: np.ndarray) -> Iterator[Task]:
         """The images cut into tasks, in order."""
@@ -152,7 +162,7 @@ def probe(indices: np.ndarray) -> np.ndarray:
 
 
 def default_mode(split: Split, config: ImageConfig) -> str:
-    """raw where no image, of those probed, has a longer side than SMALL_SIDE; else jpg."""
+    """raw where no image, of those probed, has a longer side than SMALL_SIDE; else dct."""
     if isinstance(split.items, np.ndarray):
         longest = max(split.items.shape[1:3])
     else:
@@ -164,7 +174,7 @@ def default_mode(split: Split, config: ImageConfig) -> str:
             except (OSError, ValueError, Image.DecompressionBombError) as error:
                 raise FailureError(f"{split.describe(index)} cannot be read: {error}") from error
     longest = min(longest, config.max_resolution or longest)
-    return "raw" if longest <= SMALL_SIDE else "jpg"
+    return "raw" if longest <= SMALL_SIDE else "dct"
 
 
 def refuse_if_too_large(jobs: list[Job], folder: Path, pool: Pool) -> None:
@@ -228,7 +238,7 @@ def _write_split(job: Job, path: Path, page_size: int, pool: Pool, report: Repor
         with part.open("wb") as file:
             pages = PageWriter(file, beton.first_page(len(job.indices), page_size), page_size)
             content = _write_samples(job, pages, pool, report)
-            _write_tables(file, pages, content.metadata)
+            _write_tables(file, pages, content.metadata, job.arguments)
             os.fsync(file.fileno())
         sha256 = check(part, pages, report)
         # A .beton without its manifest is refused when it is opened; with a stale one it is not.
@@ -297,7 +307,7 @@ class PageWriter:
 
 @dataclass
 class Content:
-    """What was stored: metadata (samples,) of beton.METADATA, and sums of the pixels.
+    """What was stored: metadata (samples,) of beton.metadata_type, and sums of the pixels.
 
     `histogram` and `sums` are those of `Encoded`, over all samples.
     """
@@ -310,7 +320,8 @@ class Content:
 
 
 def _write_samples(job: Job, pages: PageWriter, pool: Pool, report: Report) -> Content:
-    metadata = np.zeros(len(job.indices), beton.METADATA)
+    row = beton.RGB_ROW if job.arguments is None else beton.FORM_ROW
+    metadata = np.zeros(len(job.indices), beton.metadata_type(row))
     metadata["label"] = job.images.labels[job.indices]
     content = Content(metadata, np.zeros((3, 256), np.int64), None)
     place = 0
@@ -320,8 +331,7 @@ def _write_samples(job: Job, pages: PageWriter, pool: Pool, report: Report) -> C
             # The rest is encoded too: the next pages are to hold the largest of all.
             raise SampleTooLargeError(_largest(itertools.chain([encoded], parts)))
         for stored in encoded.images:
-            row = (stored.mode, stored.width, stored.height, pages.place(stored.data))
-            metadata["image"][place] = row
+            metadata["image"][place] = stored.row(pages.place(stored.data))
             content.image_bytes += len(stored.data)
             content.damaged += stored.damaged
             place += 1
@@ -342,10 +352,12 @@ def _largest(parts: Iterable[Encoded]) -> int:
     return max(len(stored.data) for part in parts for stored in part.images)
 
 
-def _write_tables(file: IO[bytes], pages: PageWriter, metadata: np.ndarray) -> None:
+def _write_tables(
+    file: IO[bytes], pages: PageWriter, metadata: np.ndarray, arguments: bytes | None
+) -> None:
     file.write(np.array(pages.allocations, beton.ALLOCATION).tobytes())
     header = np.zeros((), beton.HEADER)
-    fields = beton.describe_fields()
+    fields = beton.describe_fields(arguments)
     header["version"], header["num_fields"] = beton.VERSION, len(fields)
     header["page_size"], header["num_samples"] = pages.page_size, len(metadata)
     header["alloc_table_ptr"] = pages.end

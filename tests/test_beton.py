@@ -73,7 +73,7 @@ def test_a_file_by_ffcv_itself(tmp_path: Path) -> None:
     for place in range(30):
         start, size = tables.region(place)
         assert content[start : start + size] == bytes([place]) * (8 * 9 * 3)
-    assert bytes(beton.describe_fields()) == content[24 : 24 + 2 * 1041]
+    assert bytes(beton.describe_fields(None)) == content[24 : 24 + 2 * 1041]
 
 
 # Offsets in the file below: the first row of the table, its columns, the first metadata row.
@@ -93,7 +93,8 @@ DAMAGE = {
     "more samples than bytes": (put("<Q", 8, 2**60), "header is damaged"),
     "table beyond the end": (put("<Q", 16, 2**40), "cut short"),
     "fields": (put("<B", 24 + 1, ord("I")), "has the fields Image, label"),
-    "field type": (put("<B", 24, 255), "has the fields"),
+    "field type": (put("<B", 24, 5), "has the fields"),
+    "unknown form": (put("<B", 24, 255), "a form that is not known"),
     "three fields": (put("<H", 2, 3), "has the fields"),
     "10 bytes cut": (lambda content: content.__delitem__(slice(-10, None)), "cut short"),
     "a row cut": (lambda content: content.__delitem__(slice(-24, None)), "without its region"),

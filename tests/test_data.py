@@ -132,8 +132,8 @@ def test_a_file_whose_tables_are_damaged_is_refused(sample_folder: Path, tmp_pat
     path = tmp_path / "train.beton"
     content = bytearray(path.read_bytes())
     rows = beton.HEADER.itemsize + 2 * beton.FIELD.itemsize
-    row = rows + 5 * beton.METADATA.itemsize
-    content[row + beton.IMAGE.fields["data_ptr"][1]] ^= 1  # it begins a byte later, or earlier
+    row = rows + 5 * beton.ROW_BYTES
+    content[row + beton.RGB_ROW.fields["data_ptr"][1]] ^= 1  # it begins a byte later, or earlier
     path.write_bytes(content)
     with pytest.raises(FailureError, match=r"train\.beton is damaged: a sample without its region"):
         load_data(recipe(tmp_path), seed=0, test_batch_size=8, device=CPU)

@@ -1,11 +1,13 @@
-"""Decoding of many samples on several threads: one function a form of image.
+"""Decoding of many samples, of any form, on several threads: `decode_samples`.
 
-Each takes, for n samples:
+Its kernels take, for n samples:
 
     regions   int64 (n, 2): address and bytes of each sample's data; address 0 where it has none
     rows      int32 (n, 4): height, width and two numbers of the sample's row that the form explains
     windows   float64 (n, 6): see geometry.read_window
     filter_   of taps.FILTERS
+    padded    whether windows of out's size, in whole pixels, may reach outside their image; what
+              lies there becomes `fill`, (red, green, blue)
     out       uint8 (n, out height, out width, 3), is filled; black where a sample is damaged
     statuses  int32 (n,), is filled, of status.MEANING
     work      int32 (threads, words): memory to work with, for each thread
@@ -14,21 +16,57 @@ Each takes, for n samples:
 Threads take the samples one by one, by the counter, so that none waits for another's large image.
 """
 
+import threading
+
 import numba
 import numpy as np
 
 from resnet_ffcv.kernels import status
 from resnet_ffcv.kernels.compiling import kernel, threaded_kernel
-from resnet_ffcv.kernels.dct import count_dct_work, decode_dct
+from resnet_ffcv.kernels.dct import Tables, count_dct_work, decode_dct, make_tables
 from resnet_ffcv.kernels.geometry import Window, count_axis_words, is_inside, read_window
 from resnet_ffcv.kernels.jpeg import count_jpeg_work, decode_jpeg
 from resnet_ffcv.kernels.memory import take_next
+from resnet_ffcv.kernels.padding import clip, fill_pixels, is_whole, place_pixels
 from resnet_ffcv.kernels.raw import count_rgb_work, decode_raw
+from resnet_ffcv.kernels.resample import align
 from resnet_ffcv.kernels.yuv420 import count_yuv420_work, decode_yuv420
 
 # Forms. Beside the size, rows hold (FFCV's mode, 0), (colour, 0) and (colour, table).
 IMAGE, YUV420, DCT = 0, 1, 2
 JPEG_MODE, RAW_MODE = 0, 1  # of FFCV's image field
+
+_local = threading.local()  # of each thread that calls: memory to decode with
+
+
+def decode_samples(
+    form: int, regions: np.ndarray, rows: np.ndarray, windows: np.ndarray, filter_: int,
+    out: np.ndarray, *, fill: tuple[int, int, int] | None = None, tables: Tables | None = None,
+    threads: int = 1,
+) -> np.ndarray:  # fmt: skip
+    """Fills `out`; returns the statuses.
+
+    Arguments as above; `fill` of padded windows, else None; `tables` of the form DCT.
+    """
+    size, statuses = (out.shape[1], out.shape[2]), np.empty(len(rows), np.int32)
+    padded, colour = fill is not None, fill or (0, 0, 0)
+    words = check_samples(form, regions, rows, windows, filter_, padded, size, statuses)
+    threads = max(1, min(threads, len(rows)))
+    decode = decode_on_threads if threads > 1 else decode_alone
+    _, inverse, means = tables or make_tables(100)
+    decode(
+        form, regions, rows, windows, filter_, padded, colour, inverse, means, out, statuses,
+        _work(threads, words), np.zeros(1, np.int64),
+    )  # fmt: skip
+    return statuses
+
+
+def _work(threads: int, words: int) -> np.ndarray:
+    """int32 (threads, words or more); the same memory in each call of a thread."""
+    memory = getattr(_local, "memory", None)
+    if memory is None or memory.shape[0] < threads or memory.shape[1] < words:
+        memory = _local.memory = np.empty((threads, words), np.int32)
+    return memory[:threads]
 
 
 @kernel
@@ -52,7 +90,7 @@ def count_words(
 @kernel
 def check_samples(
     form: int, regions: np.ndarray, rows: np.ndarray, windows: np.ndarray, filter_: int,
-    size: tuple[int, int], statuses: np.ndarray,
+    padded: bool, size: tuple[int, int], statuses: np.ndarray,
 ) -> int:  # fmt: skip
     """Finds what cannot be decoded; returns the words of `work` that the others take at most."""
     words = 0
@@ -63,11 +101,11 @@ def check_samples(
             statuses[i] = status.OUTSIDE_FILE
         elif height < 1 or width < 1:
             statuses[i] = status.BAD_ROW
-        elif not is_inside(window, height, width):
+        elif not (is_whole(window, size) if padded else is_inside(window, height, width)):
             statuses[i] = status.BAD_WINDOW
         else:
             words = max(words, count_words(form, height, width, window, filter_, size))
-    return words
+    return words + (size[0] * size[1] + 16 if padded else 0)
 
 
 @kernel
@@ -88,10 +126,70 @@ def decode_image(
 
 
 @kernel
+def decode_window(
+    form: int, address: int, size: int, row: np.ndarray, window: Window, filter_: int,
+    tables: np.ndarray, means: np.ndarray, out: int, out_height: int, out_width: int,
+    work: np.ndarray,
+) -> int:  # fmt: skip
+    """A window inside an image of any form; returns a status."""
+    height, width, colour, table = row[0], row[1], row[2], row[3]
+    if form == IMAGE:
+        return decode_image(
+            colour, address, size, height, width, window, filter_, out, out_height, out_width, work
+        )
+    if form == YUV420:
+        return decode_yuv420(
+            address, size, height, width, colour, window, filter_, out, out_height, out_width, work
+        )
+    if table < 0 or table >= len(tables):
+        return status.BAD_ROW
+    return decode_dct(
+        address, size, height, width, colour, tables[table], means[table], window, filter_,
+        out, out_height, out_width, work,
+    )  # fmt: skip
+
+
+@kernel
+def decode_padded(
+    form: int, address: int, size: int, row: np.ndarray, window: Window, filter_: int,
+    fill: tuple[int, int, int], tables: np.ndarray, means: np.ndarray, out: int, out_height: int,
+    out_width: int, work: np.ndarray,
+) -> int:  # fmt: skip
+    """A window that may reach outside its image, pixel by pixel; returns a status."""
+    height, width = row[0], row[1]
+    top, bottom = clip(window.y, window.height, height)
+    left, right = clip(window.x, window.width, width)
+    rows, columns = bottom - top, right - left
+    if rows * columns < out_height * out_width:
+        fill_pixels(out, out_height * out_width, fill)
+    if rows * columns == 0:
+        return status.WHOLE
+    if form == IMAGE and row[2] == RAW_MODE:
+        if size != 3 * height * width:
+            return status.WRONG_SIZE
+        pixels, step = address + 3 * (top * width + left), 3 * width
+    else:
+        pixels, step = align(work.ctypes.data), 3 * columns
+        inside = Window(top, left, rows, columns, False, False)
+        rest = work[(pixels - work.ctypes.data) // 4 + (3 * rows * columns + 3) // 4 :]
+        found = decode_window(
+            form, address, size, row, inside, filter_, tables, means, pixels, rows, columns, rest
+        )
+        if found != status.WHOLE:
+            return found
+    y, x = top - int(window.y), left - int(window.x)
+    if window.mirrored:
+        x = out_width - columns - x
+    place = out + 3 * (y * out_width + x)
+    place_pixels(pixels, step, rows, columns, window.mirrored, place, 3 * out_width)
+    return status.WHOLE
+
+
+@kernel
 def decode_some(
     form: int, regions: np.ndarray, rows: np.ndarray, windows: np.ndarray, filter_: int,
-    tables: np.ndarray, means: np.ndarray, out: np.ndarray, statuses: np.ndarray,
-    work: np.ndarray, counter: np.ndarray,
+    padded: bool, fill: tuple[int, int, int], tables: np.ndarray, means: np.ndarray,
+    out: np.ndarray, statuses: np.ndarray, work: np.ndarray, counter: np.ndarray,
 ) -> None:  # fmt: skip
     """One thread's share."""
     tall, wide = out.shape[1], out.shape[2]
@@ -99,25 +197,19 @@ def decode_some(
         i = take_next(counter.ctypes.data)
         if i >= len(rows):
             return
-        address, size = regions[i, 0], regions[i, 1]
-        height, width, colour, table = rows[i, 0], rows[i, 1], rows[i, 2], rows[i, 3]
-        window, target = read_window(windows[i]), out[i].ctypes.data
+        address, size, target = regions[i, 0], regions[i, 1], out[i].ctypes.data
+        row, window = rows[i], read_window(windows[i])
         found = int(statuses[i])
         if found == status.WHOLE:
-            if form == IMAGE:
-                found = decode_image(
-                    colour, address, size, height, width, window, filter_, target, tall, wide, work
-                )
-            elif form == YUV420:
-                found = decode_yuv420(
-                    address, size, height, width, colour, window, filter_, target, tall, wide, work
-                )
-            elif table < 0 or table >= len(tables):
-                found = status.BAD_ROW
+            if padded:
+                found = decode_padded(
+                    form, address, size, row, window, filter_, fill, tables, means, target, tall,
+                    wide, work,
+                )  # fmt: skip
             else:
-                found = decode_dct(
-                    address, size, height, width, colour, tables[table], means[table], window,
-                    filter_, target, tall, wide, work,
+                found = decode_window(
+                    form, address, size, row, window, filter_, tables, means, target, tall, wide,
+                    work,
                 )  # fmt: skip
         if found != status.WHOLE:
             out[i] = 0
@@ -127,23 +219,24 @@ def decode_some(
 @threaded_kernel
 def decode_on_threads(
     form: int, regions: np.ndarray, rows: np.ndarray, windows: np.ndarray, filter_: int,
-    tables: np.ndarray, means: np.ndarray, out: np.ndarray, statuses: np.ndarray,
-    work: np.ndarray, counter: np.ndarray,
+    padded: bool, fill: tuple[int, int, int], tables: np.ndarray, means: np.ndarray,
+    out: np.ndarray, statuses: np.ndarray, work: np.ndarray, counter: np.ndarray,
 ) -> None:  # fmt: skip
     for thread in numba.prange(len(work)):
         decode_some(
-            form, regions, rows, windows, filter_, tables, means, out, statuses, work[thread],
-            counter,
+            form, regions, rows, windows, filter_, padded, fill, tables, means, out, statuses,
+            work[thread], counter,
         )  # fmt: skip
 
 
 @kernel
 def decode_alone(
     form: int, regions: np.ndarray, rows: np.ndarray, windows: np.ndarray, filter_: int,
-    tables: np.ndarray, means: np.ndarray, out: np.ndarray, statuses: np.ndarray,
-    work: np.ndarray, counter: np.ndarray,
+    padded: bool, fill: tuple[int, int, int], tables: np.ndarray, means: np.ndarray,
+    out: np.ndarray, statuses: np.ndarray, work: np.ndarray, counter: np.ndarray,
 ) -> None:  # fmt: skip
     """decode_on_threads on the thread that calls it."""
     decode_some(
-        form, regions, rows, windows, filter_, tables, means, out, statuses, work[0], counter
-    )
+        form, regions, rows, windows, filter_, padded, fill, tables, means, out, statuses, work[0],
+        counter,
+    )  # fmt: skip

@@ -4,6 +4,9 @@ What a JPEG stores, but readable from anywhere: a window is decoded from the gro
 docs/format.md has the layout.
 """
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import numpy as np
 
 from resnet_ffcv.kernels import status
@@ -21,9 +24,17 @@ from resnet_ffcv.kernels.groups import (
 )
 from resnet_ffcv.kernels.memory import load_i16, load_u16, store_i16
 from resnet_ffcv.kernels.planes import Planes, count_planes_work, resample_planes
+from resnet_ffcv.kernels.quantization import quantization_tables
 from resnet_ffcv.kernels.resample import ANY_LINE, LANES, Plane, align
 from resnet_ffcv.kernels.taps import Axis, axis_words, make_half_axis
-from resnet_ffcv.kernels.transform import FORWARD_BYTES, forward_group, inverse_group
+from resnet_ffcv.kernels.transform import (
+    FORWARD_BYTES,
+    FRACTION,
+    dequantization_table,
+    forward_group,
+    inverse_group,
+    quantization_factors,
+)
 
 ENCODE_BYTES = GROUP_BYTES + 2 * BLOCKS + FORWARD_BYTES
 
@@ -45,6 +56,29 @@ def count_all_groups(height: int, width: int, colour: int) -> int:
 def most_dct_bytes(height: int, width: int, colour: int) -> int:
     """Bytes that an image in this form has at most."""
     return count_all_groups(height, width, colour) * (2 + MOST_BYTES)
+
+
+class Tables(NamedTuple):
+    """What a quality is to the kernels.
+
+    The encoder takes `factors`, float32 (2, 64), of luma and colour. The decoder takes, by the
+    number of the table that a sample's row names (there is one, number 0), `inverse`, int32
+    (1, 4, 2, 64, 2), for blocks of 8, 4, 2 and 1 samples, and `means`, int64 (1, 2).
+    """
+
+    factors: np.ndarray
+    inverse: np.ndarray
+    means: np.ndarray
+
+
+@lru_cache
+def make_tables(quality: int) -> Tables:
+    """Tables of a quality from 1 to 100."""
+    tables = quantization_tables(quality)
+    factors = np.stack([quantization_factors(table) for table in tables])
+    inverse = [[dequantization_table(table, size) for table in tables] for size in (8, 4, 2, 1)]
+    means = [int(table[0, 0]) << (FRACTION - 3) for table in tables]
+    return Tables(factors, np.stack([inverse]), np.array([means]))
 
 
 # Encoding --------------------------------------------------------------------------------
