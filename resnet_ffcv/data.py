@@ -11,11 +11,13 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
+from resnet_ffcv import decoders
 from resnet_ffcv import loader as ffcv
 from resnet_ffcv.beton import read_tables
 from resnet_ffcv.config import DataConfig
 from resnet_ffcv.encode import to_eight_bits
 from resnet_ffcv.errors import FailureError, UsageError
+from resnet_ffcv.fields import FIELDS
 from resnet_ffcv.loader import Loader
 from resnet_ffcv.manifest import Manifest, read_manifest
 
@@ -36,8 +38,6 @@ OTHER_COMMAND = (
     "`python write_datasets.py` writes the sample; with --source.name and --source.path it writes "
     "your own images"
 )
-
-BATCHES_AHEAD = 3  # FFCV's default
 
 
 class Normalize(nn.Module):
@@ -77,8 +77,11 @@ class Data:
 
 @dataclass(frozen=True)
 class File:
+    """A .beton: `form` is that of its images (beton.Tables)."""
+
     path: str
     manifest: Manifest
+    form: str
 
     @property
     def constant_size(self) -> tuple[int, int] | None:
@@ -134,8 +137,7 @@ def open_file(path: str, key: str) -> File:
         advice = f"`{command}` writes it" if command else OTHER_COMMAND
         raise FailureError(f"no file {path} ({key}): {advice}")
     manifest = read_manifest(Path(path))
-    read_tables(Path(path))  # raises where FFCV would read other bytes than an image's
-    return File(path, manifest)
+    return File(path, manifest, read_tables(Path(path)).form)
 
 
 def split_indices(samples: int, held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -188,25 +190,21 @@ def _pixel_mean(config: DataConfig, manifest: Manifest) -> Tensor:
 def _training_loader(
     file: File, config: DataConfig, device: torch.device, *, indices: np.ndarray, seed: int
 ) -> Loader:
-    size = (config.resolution, config.resolution)
-    operations: list[Any]
+    size, flip = (config.resolution, config.resolution), 0.5 * config.flip
+    decoder: decoders.ImageDecoder
     if config.crop == "random_resized":
-        operations = [ffcv.RandomResizedCropRGBImageDecoder(size, scale=(config.min_area, 1.0))]
+        decoder = decoders.RandomResizedCrop(size, (config.min_area, 1.0), flip=flip)
     elif config.crop == "center":
-        operations = [_center_crop(file, config)]
+        decoder = decoders.CenterCrop(size, config.center_ratio, flip=flip)
     else:
         if file.constant_size != size:
             raise UsageError(
                 f"data.crop=pad wants images of {size[0]} x {size[0]} pixels (data.resolution), "
                 f"{file.path} has others; try data.crop=random_resized"
             )
-        operations = [ffcv.SimpleRGBImageDecoder()]
-        # FFCV's Translate pads and crops; by 0 it would be a copy.
-        operations += [ffcv.RandomTranslate(config.padding)] if config.padding else []
-    if config.flip:
-        operations.append(ffcv.RandomHorizontalFlip())
+        decoder = decoders.PadCrop(size, config.padding, flip=flip)
     return _loader(
-        file, config, device, operations, config.batch_size,
+        file, config, device, decoder, config.batch_size,
         order=ffcv.OrderOption.RANDOM, indices=indices, seed=seed,
     )  # fmt: skip
 
@@ -219,64 +217,40 @@ def _test_loader(
     *,
     indices: np.ndarray | None = None,
 ) -> Loader:
-    size = (config.resolution, config.resolution)
-    whole = file.constant_size == size and config.center_ratio == 1
-    decoder = ffcv.SimpleRGBImageDecoder() if whole else _center_crop(file, config)
     return _loader(
-        file, config, device, [decoder], batch_size,
+        file, config, device, test_decoder(config.resolution, config.center_ratio), batch_size,
         order=ffcv.OrderOption.SEQUENTIAL, indices=indices, seed=0,
     )  # fmt: skip
 
 
-def _center_crop(file: File, config: DataConfig) -> Any:
-    least = min(file.manifest.width[0], file.manifest.height[0])
-    if int(config.center_ratio * least) < 1:  # FFCV aborts the process at a window of no pixels
-        raise UsageError(
-            f"data.center_ratio={config.center_ratio:g} leaves no pixel of the smallest image of "
-            f"{file.path}, {least} pixels on its short side; make it larger (1: the whole side)"
-        )
-    size = (config.resolution, config.resolution)
-    return ffcv.CenterCropRGBImageDecoder(size, config.center_ratio)
+def test_decoder(resolution: int, center_ratio: float) -> decoders.ImageDecoder:
+    """What shows an image to a model that is tested."""
+    return decoders.CenterCrop((resolution, resolution), center_ratio)
 
 
 def _loader(
     file: File,
     config: DataConfig,
     device: torch.device,
-    image_operations: list[Any],
+    decoder: decoders.ImageDecoder,
     batch_size: int,
     **options: Any,
 ) -> Loader:
     samples = file.manifest.samples if options["indices"] is None else len(options["indices"])
-    batch_size = min(batch_size, samples)
-    _check_memory(file, batch_size)
     # On the CPU a batch is a view of FFCV's buffer, valid until the next one; Normalize copies it.
     move = [] if device.type == "cpu" else [ffcv.ToDevice(device, non_blocking=True)]
     return Loader(
         file.path,
-        batch_size,
+        min(batch_size, samples),
         num_workers=config.num_workers or len(os.sched_getaffinity(0)),
         pipelines={
-            "image": [*image_operations, ffcv.ToTensor(), *move],
+            "image": [decoder, ffcv.ToTensor(), *move],
             "label": [ffcv.IntDecoder(), ffcv.ToTensor(), ffcv.Squeeze(1), *move],
         },
+        custom_fields={"image": FIELDS[file.form]} if file.form in FIELDS else {},
         drop_last=False,  # every sample once an epoch
-        batches_ahead=BATCHES_AHEAD,
         **options,
     )
-
-
-def _check_memory(file: File, batch_size: int) -> None:
-    """FFCV's cropping decoders hold the largest image once for each place in each batch ahead."""
-    width, height = file.manifest.width[2], file.manifest.height[2]
-    wanted = width * height * 3 * batch_size * (BATCHES_AHEAD + 2)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if wanted > memory:
-        raise FailureError(
-            f"the largest image of {file.path} has {width} x {height} pixels; FFCV's decoder would "
-            f"take {wanted / 2**30:,.0f} GiB for it at batch size {batch_size}, and there are "
-            f"{memory / 2**30:,.0f}; write the file with --image.max_resolution=500"
-        )
 
 
 def read_picture(path: Path, resolution: int, center_ratio: float) -> np.ndarray:
@@ -290,11 +264,7 @@ def read_picture(path: Path, resolution: int, center_ratio: float) -> np.ndarray
             image = to_eight_bits(opened).convert("RGB")
     except Exception as error:  # Pillow's plugins raise nearly anything
         raise FailureError(f"picture {path} cannot be read: {error}") from error
-    width, height = image.size
-    side = max(1, int(center_ratio * min(width, height)))
-    left, top = (width - side) // 2, (height - side) // 2
-    window = (left, top, left + side, top + side)
-    return np.array(image.resize((resolution, resolution), Image.Resampling.BOX, box=window))
+    return test_decoder(resolution, center_ratio).show(np.array(image))
 
 
 def readable_name(name: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from numba import objmode
 from numba.core.errors import NumbaWarning
 
+from resnet_ffcv.beton import RAW, RGB_ROW
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.fields import DCTImageField, YUV420ImageField
 from resnet_ffcv.kernels import batches, windows
@@ -163,6 +164,17 @@ class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no 
         )  # fmt: skip
         return statuses.reshape(-1, *self.views)
 
+    def show(self, pixels: np.ndarray) -> np.ndarray:
+        """What it makes of an image in memory: uint8 (height, width, 3) -> (*views, *, *, 3)."""
+        height, width = pixels.shape[:2]
+        pixels = np.ascontiguousarray(pixels)
+        memory = np.zeros(1, np.uint64), np.array([pixels.nbytes], np.uint64)
+        self.accept_globals(np.array([(RAW, width, height, 0)], RGB_ROW), None)
+        out = np.empty((1, *self.views, *(self.output_size or (height, width)), 3), np.uint8)
+        self.decode(np.zeros(1), out, (pixels.reshape(-1), *memory), self.draw_key())
+        shown: np.ndarray = out[0]
+        return shown
+
     def draw_key(self) -> np.uint64:
         """A key for one batch, where the Loader gives none."""
         return np.uint64(self.generator.integers(2**63))
@@ -205,14 +217,15 @@ class CenterCrop(ImageDecoder):
     """The middle square of `ratio` times the short side, in whole pixels (FFCV's rule), resized."""
 
     def __init__(
-        self, output_size: Sequence[int], ratio: float = 224 / 256, *, filter: str = "area"
-    ) -> None:
-        super().__init__(output_size, filter=filter)
+        self, output_size: Sequence[int], ratio: float = 224 / 256, *, filter: str = "area",
+        flip: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__(output_size, filter=filter, flip=flip)
         self.ratio = float(ratio)
 
     def choose_windows(self, samples: Samples) -> np.ndarray:
         chosen = np.empty((len(samples.indices), windows.NUMBERS))
-        windows.center_windows(samples.heights, samples.widths, self.ratio, chosen)
+        windows.center_windows(*samples, self.ratio, self.flip, chosen)
         return chosen
 
 

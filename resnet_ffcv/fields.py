@@ -115,3 +115,6 @@ class YUV420ImageField(_PlanarField):
     def from_binary(binary: np.ndarray) -> "YUV420ImageField":
         values = YUV420ImageField.read_arguments(binary)
         return YUV420ImageField(int(values["max_resolution"]) or None)
+
+
+FIELDS = {"dct": DCTImageField, "yuv420": YUV420ImageField}

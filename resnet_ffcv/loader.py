@@ -15,23 +15,12 @@ import torch
 _threads = torch.get_num_threads()
 import ffcv.loader  # noqa: E402  # the import sets torch's threads to 1
 from ffcv.fields.base import ARG_TYPE, Field  # noqa: E402
-from ffcv.fields.decoders import (  # noqa: E402
-    CenterCropRGBImageDecoder,
-    IntDecoder,
-    RandomResizedCropRGBImageDecoder,
-    SimpleRGBImageDecoder,
-)
+from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder  # noqa: E402
 from ffcv.loader import OrderOption  # noqa: E402
 from ffcv.loader.epoch_iterator import EpochIterator  # noqa: E402
 from ffcv.pipeline.allocation_query import AllocationQuery  # noqa: E402
 from ffcv.pipeline.compiler import Compiler  # noqa: E402
-from ffcv.transforms import (  # noqa: E402
-    RandomHorizontalFlip,
-    RandomTranslate,
-    Squeeze,
-    ToDevice,
-    ToTensor,
-)
+from ffcv.transforms import Squeeze, ToDevice, ToTensor  # noqa: E402
 
 torch.set_num_threads(_threads)
 
@@ -42,12 +31,8 @@ __all__ = [
     "Field",
     "Loader",
     "OrderOption",
-    "CenterCropRGBImageDecoder",
-    "RandomResizedCropRGBImageDecoder",
     "SimpleRGBImageDecoder",
     "IntDecoder",
-    "RandomHorizontalFlip",
-    "RandomTranslate",
     "Squeeze",
     "ToDevice",
     "ToTensor",

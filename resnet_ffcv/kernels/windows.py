@@ -148,10 +148,14 @@ def scale_windows(
 
 
 @kernel
-def center_windows(heights: np.ndarray, widths: np.ndarray, ratio: float, rows: np.ndarray) -> None:
+def center_windows(
+    key: np.uint64, indices: np.ndarray, heights: np.ndarray, widths: np.ndarray, ratio: float,
+    flip: float, rows: np.ndarray,
+) -> None:  # fmt: skip
     """As random_resized_windows."""
     for i in range(len(heights)):
         center_window(heights[i], widths[i], ratio, rows[i])
+        rows[i, 5] = is_mirrored(absorb(key, indices[i]), flip)
 
 
 @kernel

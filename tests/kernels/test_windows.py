@@ -65,7 +65,7 @@ def test_a_sample_has_its_window_in_any_batch() -> None:
 @pytest.mark.parametrize("ratio", [0.01, 224 / 256, 1.0])
 def test_center_is_ffcvs(shape: tuple[int, int], ratio: float) -> None:
     rows = np.empty((1, 6))
-    windows.center_windows(*columns(shape, 1)[1:], ratio, rows)
+    windows.center_windows(KEY, *columns(shape, 1), ratio, 0.0, rows)
     side = max(1, int(ratio * min(shape)))
     assert rows[0].tolist() == [(shape[0] - side) // 2, (shape[1] - side) // 2, side, side, 0, 0]
 
