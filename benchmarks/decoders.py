@@ -1,0 +1,425 @@
+"""How fast a window of an image is decoded, at how many bytes and with which pixels.
+
+    python -m benchmarks.decoders --photos FOLDER
+
+FFCV's own decoder is run on files by FFCV's own writer, on the same images, windows and sizes, as
+FFCV's Loader compiles and calls it. Figures are CPU time of one thread, competitors in turn; ratios
+are medians over the passes with the least and the greatest. Ours draw their windows in that time,
+FFCV's is given them. PSNR is against float64 references from the pixels before any compression.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import numba
+import numpy as np
+
+from benchmarks import photos, stock
+from benchmarks.picture import draw_picture
+from benchmarks.references import psnr, resample
+from benchmarks.timing import Ratio, Times, interleave
+from resnet_ffcv import commandline, decoders, turbojpeg
+from resnet_ffcv.commandline import console, show_table
+from resnet_ffcv.errors import UsageError
+from resnet_ffcv.kernels.compiling import target, threaded_kernel
+from resnet_ffcv.kernels.geometry import read_window
+from resnet_ffcv.kernels.random import absorb
+from resnet_ffcv.kernels.taps import FILTERS
+
+from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder  # isort: skip
+from ffcv.fields.decoders import SimpleRGBImageDecoder  # isort: skip
+from ffcv.libffcv import resize_crop  # isort: skip
+from ffcv.loader import Loader, OrderOption  # isort: skip
+from ffcv.transforms import RandomHorizontalFlip, RandomTranslate, ToTensor  # isort: skip
+
+KEY = np.uint64(2015)
+REFERENCES = ("area", "triangle")
+FORMS = ("jpg", "proportion", "raw", "dct", "yuv420")  # of files; FFCV's are the first three
+AVX2 = "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+bmi,+bmi2,+fma,+f16c,+lzcnt"
+BUILDS = {
+    "AVX2": {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": AVX2},
+    "SSE2": {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A competitor: which decoder, on which form of file."""
+
+    name: str
+    form: str
+    filter_: str | None  # None: FFCV's own decoder
+
+    @property
+    def rival(self) -> str:
+        """What of FFCV's it is compared with."""
+        return "FFCV raw" if self.form == "raw" else "FFCV jpg"
+
+
+FFCV = [Entry(f"FFCV {form}", form, None) for form in ("jpg", "raw")]
+AREA = [Entry(f"{form}, area", form, "area") for form in ("dct", "yuv420", "raw", "jpg")]
+OTHERS = [
+    Entry(f"{form}, {filter_}", form, filter_)
+    for form in ("dct", "yuv420", "raw")
+    for filter_ in ("triangle", "cubic")
+]
+MIXED = Entry("FFCV half jpg, half raw", "proportion", None)
+
+
+@dataclass
+class Figures:
+    """What was measured of an entry: microseconds and bytes an image, decibels by reference."""
+
+    microseconds: float
+    ratio: str
+    factor: float
+    bytes: float
+    psnr: dict[str, float]
+
+
+def make_windows(pipeline: stock.Pipeline, size: int) -> np.ndarray:
+    """float64 (n, 6): FFCV's random-resized windows of a file's images."""
+    decoder = decoders.RandomResizedCrop((size, size))
+    rows, count = pipeline.metadata, len(pipeline.metadata)
+    heights, widths = (rows[side].astype(np.int64) for side in ("height", "width"))
+    return decoder.choose_windows(decoders.Samples(KEY, np.arange(count), heights, widths))
+
+
+def open_entry(
+    entry: Entry, folder: Path, size: int, windows: np.ndarray, batch: int
+) -> tuple[stock.Pipeline, Callable[[], None]]:
+    """(pipeline, what begins its pass over the images)."""
+    path = folder / f"{entry.form}.beton"
+    if entry.filter_ is None:
+        ffcv = stock.GivenCrops((size, size), windows[:, :4])
+        return stock.Pipeline(path, [ffcv], batch), lambda: ffcv.place.fill(0)
+    ours = decoders.RandomResizedCrop((size, size), filter=entry.filter_)
+    ours.draw_key = lambda: KEY  # type: ignore[method-assign]  # the same windows in every pass
+    return stock.Pipeline(path, [ours], batch), lambda: None
+
+
+def compare(
+    entries: Sequence[Entry], folder: Path, images: list[np.ndarray], size: int,
+    arguments: argparse.Namespace,
+) -> dict[str, Figures]:  # fmt: skip
+    """Times and pixels of competitors at one output size."""
+    first = stock.Pipeline(folder / "jpg.beton", [stock.GivenCrops((8, 8), np.ones((1, 4)))], 1)
+    windows = make_windows(first, size)
+    opened = {e.name: open_entry(e, folder, size, windows, arguments.batch) for e in entries}
+
+    def run_all(name: str) -> list[np.ndarray]:
+        pipeline, begin = opened[name]
+        begin()
+        return [pipeline.run(indices) for indices in pipeline.batches(len(images))]
+
+    times = interleave(
+        {name: lambda name=name: run_all(name) for name in opened},  # type: ignore[misc]
+        arguments.passes,
+        what=f"decode to {size} x {size}",
+    )
+    wanted = {name: make_references(images, windows, name, size) for name in REFERENCES}
+    found = {}
+    for entry in entries:
+        pipeline, begin = opened[entry.name]
+        begin()
+        shown = [pipeline.run(i).copy() for i in pipeline.batches(len(images))]
+        pixels = np.concatenate(shown)
+        ratio = Ratio(times[entry.rival], times[entry.name])
+        own = {} if entry.filter_ != "cubic" else {
+            "cubic": make_references(images, windows, "cubic", size)
+        }  # fmt: skip
+        found[entry.name] = Figures(
+            microseconds=median(times[entry.name]) / len(images) * 1e6,
+            ratio="" if entry.name == entry.rival else str(ratio),
+            factor=ratio.median,
+            bytes=pipeline.bytes,
+            psnr={name: mean_psnr(pixels, truth) for name, truth in {**wanted, **own}.items()},
+        )
+    return found
+
+
+def make_references(
+    images: list[np.ndarray], windows: np.ndarray, filter_: str, size: int
+) -> np.ndarray:
+    """float32 (n, size, size, 3); reckoned in float64."""
+    out = np.empty((len(images), size, size, 3), np.float32)
+    for image, window, place in zip(images, windows, out, strict=True):
+        place[:] = resample(image, read_window(window), FILTERS[filter_], (size, size))
+    return out
+
+
+def mean_psnr(pixels: np.ndarray, reference: np.ndarray) -> float:
+    pairs = zip(pixels, reference, strict=True)
+    return mean(psnr(image, np.clip(wanted, 0, 255)) for image, wanted in pairs)
+
+
+def accurate_ffcv(folder: Path, images: list[np.ndarray], size: int) -> dict[str, float]:
+    """PSNR of FFCV's jpg if it decoded with libjpeg's accurate DCT instead of its fast one."""
+    pipeline = stock.Pipeline(folder / "jpg.beton", [stock.GivenCrops((8, 8), np.ones((1, 4)))], 1)
+    windows = make_windows(pipeline, size)
+    file, starts, sizes = pipeline.context.state
+    out = np.zeros((len(images), size, size, 3), np.uint8)
+    for row, window, target_ in zip(pipeline.metadata, windows, out, strict=True):
+        begin = int(row["data_ptr"])
+        length = int(sizes[np.searchsorted(starts, begin)])
+        content = bytes(file[begin : begin + length])
+        pixels = turbojpeg.decode(content, int(row["width"]), int(row["height"]), "RGB")
+        y, x, tall, wide = (int(number) for number in window[:4])
+        resize_crop(pixels, y, y + tall, x, x + wide, target_)
+    return {
+        name: mean_psnr(out, make_references(images, windows, name, size)) for name in REFERENCES
+    }
+
+
+def show_figures(title: str, found: dict[str, Figures]) -> None:
+    rows = []
+    base = found["FFCV jpg"].bytes
+    for name, figures in found.items():
+        rows.append((
+            name, f"{figures.microseconds:,.0f}", figures.ratio,
+            f"{figures.bytes:,.0f}", f"{figures.bytes / base:.3f}",
+            *(f"{figures.psnr[reference]:.2f}" for reference in REFERENCES),
+            f"{figures.psnr['cubic']:.2f}" if "cubic" in figures.psnr else "",
+        ))  # fmt: skip
+    columns = ("", "us/image", "times FFCV", "bytes/image", "times jpg", "dB, area", "triangle")
+    show_table(title, (*columns, "cubic"), rows)
+
+
+# CIFAR -----------------------------------------------------------------------------------
+
+
+def compare_cifar(folder: Path, passes: int) -> tuple[Times, int]:
+    """Seconds of a pass over the sample's images by FFCV's three operations, and by PadCrop."""
+    with np.load("sample_data/cifar10-sample.npz") as arrays:
+        images = arrays["images"]
+    path = stock.write(folder / "cifar.beton", images, "raw", 90)
+    batch = 500
+    chain = [SimpleRGBImageDecoder(), RandomTranslate(4), RandomHorizontalFlip()]
+    pipelines = {
+        "FFCV: decode, translate, flip": stock.Pipeline(path, chain, batch),
+        "PadCrop": stock.Pipeline(path, [decoders.PadCrop((32, 32))], batch),
+    }
+
+    def run(pipeline: stock.Pipeline) -> None:
+        for indices in pipeline.batches(len(images)):
+            pipeline.run(indices)
+
+    runs = {name: lambda p=pipeline: run(p) for name, pipeline in pipelines.items()}  # type: ignore[misc]
+    return interleave(runs, 4 * passes, what="CIFAR"), len(images)
+
+
+# Loader ----------------------------------------------------------------------------------
+
+
+def compare_loaders(folder: Path, count: int, passes: int) -> tuple[Times, Times]:
+    """(CPU, wall-clock) seconds of an epoch of stock Loaders: one worker, batches of 64."""
+    size = (224, 224)
+    made = {
+        "FFCV jpg": (RandomResizedCropRGBImageDecoder(size), "jpg"),
+        "dct": (decoders.RandomResizedCrop(size), "dct"),
+    }
+    indices = np.tile(np.arange(count), max(1, 2_000 // count))
+    loaders = {}
+    for name, (decoder, form) in made.items():
+        custom = {"image": stock.CUSTOM_FIELDS[form]} if form in stock.CUSTOM_FIELDS else {}
+        loaders[name] = Loader(
+            str(folder / f"{form}.beton"), batch_size=64, num_workers=1, drop_last=False,
+            order=OrderOption.RANDOM, indices=indices, custom_fields=custom,
+            pipelines={"image": [decoder, ToTensor()], "label": [IntDecoder(), ToTensor()]},
+        )  # fmt: skip
+    wall: Times = {name: [] for name in made}
+
+    def epoch(name: str) -> None:
+        begin = time.perf_counter()
+        for _ in loaders[name]:
+            pass
+        wall[name].append(time.perf_counter() - begin)
+
+    runs = {name: lambda name=name: epoch(name) for name in made}  # type: ignore[misc]
+    cpu = interleave(runs, passes, time.process_time, "whole Loaders")
+    return (
+        {name: [t / len(indices) for t in times] for name, times in cpu.items()},
+        {name: [t / len(indices) for t in times[1:]] for name, times in wall.items()},
+    )
+
+
+# Threads ---------------------------------------------------------------------------------
+
+
+@threaded_kernel
+def spin(threads: int, rounds: int, out: np.ndarray) -> None:
+    """The same work for any number of threads, in registers alone."""
+    for thread in numba.prange(threads):
+        key = np.uint64(thread)
+        for i in range(rounds // threads):
+            key = absorb(key, i)
+        out[thread] = key
+
+
+def compare_threads(folder: Path, passes: int) -> tuple[Ratio, Ratio]:
+    """How many times faster two threads are than one: (decoding dct, spinning); wall clock."""
+    decoder = decoders.RandomResizedCrop((224, 224))
+    decoder.draw_key = lambda: KEY  # type: ignore[method-assign]
+    pipeline = stock.Pipeline(folder / "dct.beton", [decoder], 64)
+    room = np.empty(8, np.uint64)
+    before = decoders.Compiler.num_threads
+
+    def decode(threads: int) -> None:
+        decoders.Compiler.num_threads = threads
+        for indices in pipeline.batches(len(pipeline.metadata)):
+            pipeline.run(indices)
+
+    numba.set_num_threads(2)
+    spin(2, 1000, room)
+    begin = time.perf_counter()
+    spin(1, 1 << 20, room)
+    rounds = int((1 << 20) * 0.03 / (time.perf_counter() - begin))  # about as long as decoding
+    times = interleave(
+        {
+            "decode 1": lambda: decode(1), "decode 2": lambda: decode(2),
+            "spin 1": lambda: spin(1, rounds, room), "spin 2": lambda: spin(2, rounds, room),
+        },
+        4 * passes, time.perf_counter, "threads",
+    )  # fmt: skip
+    decoders.Compiler.num_threads = before
+    numba.set_num_threads(1)
+    decoding = Ratio(times["decode 1"], times["decode 2"])
+    return decoding, Ratio(times["spin 1"], times["spin 2"])
+
+
+# All -------------------------------------------------------------------------------------
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.decoders", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    photos.add_arguments(parser)
+    parser.add_argument("--quality", type=int, default=90, help="of jpg and dct (90)")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[224, 192, 160, 128])
+    parser.add_argument("--passes", type=int, default=8, help="over all images (8)")
+    parser.add_argument("--batch", type=int, default=64, help="images a call (64)")
+    parser.add_argument("--only", choices=("decoders", "cifar", "loader", "threads", "builds"))
+    parser.add_argument("--picture", type=Path, help="draws speed against bytes into this .png")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    arguments = parse(argv)
+    if "avx512bw" not in target()[2] and arguments.only is None:
+        console.print("note: kernels are built without AVX-512 here")
+    images, what = photos.load_photos(arguments)
+    result: dict[str, Any] = {"images": what, "target": target()[1]}
+    parts = [arguments.only] if arguments.only else list(PARTS)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        console.print(f"writing {what}, by FFCV's DatasetWriter, quality {arguments.quality}")
+        for form in FORMS:
+            stock.write(folder / f"{form}.beton", images, form, arguments.quality)
+        for part in parts:
+            result[part] = PARTS[part](folder, images, arguments, what)
+    return result
+
+
+def measure_decoders(
+    folder: Path, images: list[np.ndarray], arguments: argparse.Namespace, what: str
+) -> dict[str, Any]:
+    result = {}
+    for size in arguments.sizes:
+        first = size == arguments.sizes[0]
+        entries = FFCV + AREA + ([*OTHERS, MIXED] if first else OTHERS[:1])
+        found = compare(entries, folder, images, size, arguments)
+        show_figures(f"{size} x {size} of {what}", found)
+        if first:
+            figures = accurate_ffcv(folder, images, size)
+            by_reference = ", ".join(f"{db:.2f} dB ({name})" for name, db in figures.items())
+            console.print(
+                f"FFCV jpg with libjpeg's accurate DCT instead of its fast one: {by_reference}"
+            )
+            result["FFCV jpg, accurate DCT"] = figures
+            if arguments.picture:
+                draw_picture(arguments.picture, found, f"{size} x {size} of {what}")
+        result[str(size)] = {name: asdict(figures) for name, figures in found.items()}
+    return result
+
+
+def measure_cifar(
+    folder: Path, _images: list[np.ndarray], arguments: argparse.Namespace, _what: str
+) -> dict[str, Any]:
+    times, count = compare_cifar(folder, arguments.passes)
+    ratio = Ratio(*times.values())
+    rows = [(name, f"{median(t) / count * 1e6:.2f}") for name, t in times.items()]
+    show_table("pad by 4, crop 32 x 32, flip: images of sample_data/", ("", "us/image"), rows)
+    console.print(f"times FFCV: {ratio}")
+    return {"times": times, "ratio": str(ratio), "factor": ratio.median}
+
+
+def measure_loader(
+    folder: Path, images: list[np.ndarray], arguments: argparse.Namespace, what: str
+) -> dict[str, Any]:
+    cpu, wall = compare_loaders(folder, len(images), arguments.passes)
+    ratios = {"CPU": Ratio(*cpu.values()), "wall clock": Ratio(*wall.values())}
+    rows = [
+        (name, f"{median(cpu[name]) * 1e6:,.0f}", f"{median(wall[name]) * 1e6:,.0f}")
+        for name in cpu
+    ]
+    columns = ("", "us/image, CPU", "wall clock")
+    show_table(f"a whole stock Loader, 1 worker, batches of 64: {what}", columns, rows)
+    console.print(", ".join(f"times FFCV by {name}: {ratio}" for name, ratio in ratios.items()))
+    return {name: str(ratio) for name, ratio in ratios.items()}
+
+
+def measure_threads(
+    folder: Path, _images: list[np.ndarray], arguments: argparse.Namespace, _what: str
+) -> dict[str, Any]:
+    decoding, spinning = compare_threads(folder, arguments.passes)
+    console.print(
+        f"two threads over one, by wall clock: dct {decoding}, a spinning loop {spinning}"
+    )
+    return {"decoding": str(decoding), "spinning": str(spinning)}
+
+
+def measure_builds(
+    _folder: Path, _images: list[np.ndarray], arguments: argparse.Namespace, _what: str
+) -> dict[str, Any]:
+    """The table at the first size, by kernels built for smaller instruction sets."""
+    photographs = ["--photos", str(arguments.photos)] if arguments.photos else []
+    limit = ["--limit", str(arguments.limit)] if arguments.limit else []
+    result = {}
+    for name, variables in BUILDS.items():
+        console.print(f"kernels built for {name}")
+        command = [
+            sys.executable, "-m", "benchmarks.decoders", "--only=decoders", *photographs, *limit,
+            "--longest", str(arguments.longest), "--quality", str(arguments.quality),
+            "--passes", str(arguments.passes), "--sizes", str(arguments.sizes[0]),
+        ]  # fmt: skip
+        done = subprocess.run(
+            command, env={**os.environ, **variables}, stdout=subprocess.PIPE, text=True, check=False
+        )
+        if done.returncode:
+            raise UsageError(f"the measurement with {name} failed; see above")
+        result[name] = done.stdout
+    return result
+
+
+PARTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "decoders": measure_decoders,
+    "cifar": measure_cifar,
+    "loader": measure_loader,
+    "threads": measure_threads,
+    "builds": measure_builds,
+}
+
+
+if __name__ == "__main__":
+    commandline.run_command(main)
