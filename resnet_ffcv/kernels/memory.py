@@ -21,6 +21,18 @@ def _loader(bits: int, signed: bool) -> Any:
     return intrinsic(load)
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def store_double(typing_context: Any, address: Any, value: Any) -> Any:  # noqa: ARG001
+    """A float64 at an address."""
+
+    def generate(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        pointer = builder.inttoptr(values[0], ir.DoubleType().as_pointer())
+        builder.store(values[1], pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float64), generate
+
+
 def _storer(bits: int) -> Any:
     def store(typing_context: Any, address: Any, value: Any) -> Any:  # noqa: ARG001
         def generate(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
@@ -68,6 +80,25 @@ def copy_bytes(typing_context: Any, target: Any, source: Any, count: Any) -> Any
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(typing_context: Any, address: Any) -> Any:  # noqa: ARG001
+    """Asks for the cache line of an address; any address may be asked for."""
+
+    def generate(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(ir.VoidType(), [byte, number, number, number]),
+            "llvm.prefetch.p0",
+        )
+        read, nearest_but_one, data = (ir.Constant(number, value) for value in (0, 2, 1))
+        pointer = builder.inttoptr(values[0], byte)
+        builder.call(function, [pointer, read, nearest_but_one, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -5,8 +5,9 @@ import numpy as np
 from resnet_ffcv.kernels import status
 from resnet_ffcv.kernels.compiling import kernel
 from resnet_ffcv.kernels.geometry import Window, make_axes
-from resnet_ffcv.kernels.memory import copy_bytes
+from resnet_ffcv.kernels.memory import copy_bytes, prefetch
 from resnet_ffcv.kernels.resample import (
+    CACHE_LINE,
     LANES,
     SPARE,
     Plane,
@@ -15,6 +16,19 @@ from resnet_ffcv.kernels.resample import (
     line_bytes,
     write_columns_rgb,
 )
+from resnet_ffcv.kernels.taps import Axis
+
+
+@kernel
+def fetch_rows(pixels: int, step: int, rows: Axis, size: int) -> None:
+    """Asks for the pixels that taps see, row by row.
+
+    The first pass reads columns of LANES bytes: too far apart for the CPU to foresee.
+    """
+    for y in range(rows.begin, rows.end):
+        row = pixels + y * step
+        for line in range(row, row + size, CACHE_LINE):
+            prefetch(line)
 
 
 @kernel
@@ -34,6 +48,7 @@ def resample_rgb(
     axes = make_axes(window, height, width, filter_, out_height, out_width, work)
     spare = align(work.ctypes.data + 4 * axes.words)
     narrow, step = spare + SPARE, 3 * width
+    fetch_rows(pixels + 3 * axes.x.begin, step, axes.y, 3 * (axes.x.end - axes.x.begin))
     lines = narrow
     if step < LANES:  # a row is shorter than what is read of it at once
         for y in range(axes.y.begin, axes.y.end):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from resnet_ffcv.kernels.compiling import kernel
 from resnet_ffcv.kernels.memory import copy_bytes
-from resnet_ffcv.kernels.taps import PADDING, Axis
+from resnet_ffcv.kernels.taps import Axis
 from resnet_ffcv.kernels.vector import (
     F32,
     I8,
@@ -39,6 +39,7 @@ from resnet_ffcv.kernels.vector import (
 LANES = 32  # samples of a vector in both passes
 BLOCK = 8  # outputs that a kernel makes at a time
 SPARE = 3 * BLOCK * LANES  # bytes that the second pass takes for what reaches over the image's edge
+CACHE_LINE = 64  # bytes
 ANY_LINE = 1 << 40  # a Plane's limit where memory goes on behind it
 
 # YCbCr to RGB, ITU-T T.871 (JFIF), section 7, in shares of 2^15
@@ -52,14 +53,21 @@ BLUE_OF_CB = -7_471  # 1.772 - 2
 
 
 def _sum_taps(
-    taps: Scalar, weights: list[Scalar], loads: list[Callable[[Scalar], Vector]], floats: bool
+    taps: Scalar,
+    row: Scalar,
+    weights: list[Scalar],
+    loads: list[Callable[[Scalar], Vector]],
+    floats: bool,
 ) -> list[Vector]:
-    """For each of `loads`, the sum over taps of its 16-bit vector of that tap times its weight."""
+    """For each of `loads`, the sum over taps of its 16-bit vector of that tap times its weight.
+
+    `weights`: addresses of the first tap's; those of the next lie `row` bytes behind.
+    """
 
     def add_tap(tap: Scalar, sums: list[Vector]) -> list[Vector]:
         after = []
         for total, place, load_tap in zip(sums, weights, loads, strict=True):
-            x, weight = load_tap(tap), place + tap * 4
+            x, weight = load_tap(tap), place + tap * row
             if floats:
                 after.append(total + x.widen(I32).to_float() * broadcast_float(weight, LANES))
             else:
@@ -76,7 +84,7 @@ def _sum_taps(
 def _first_pass(floats: bool) -> Callable[..., None]:
     def body(
         out: Scalar, by_1: Scalar, by_4: Scalar, by_8: Scalar, by_16: Scalar,
-        source: Scalar, step: Scalar, starts: Scalar, weights: Scalar, taps: Scalar,
+        source: Scalar, step: Scalar, starts: Scalar, weights: Scalar, row: Scalar, taps: Scalar,
     ) -> None:  # fmt: skip
         """BLOCK outputs for LANES lines of samples.
 
@@ -88,8 +96,8 @@ def _first_pass(floats: bool) -> Callable[..., None]:
             first = source + load_integer(starts + 4 * k, I32) * step
             return lambda tap: (load(first + tap * step, I8, LANES) ^ -128).widen(I16) << 8
 
-        places = [weights + taps * (4 * k) for k in range(BLOCK)]
-        sums = transpose(_sum_taps(taps, places, [samples(k) for k in range(BLOCK)], floats))
+        places = [weights + 4 * k for k in range(BLOCK)]
+        sums = transpose(_sum_taps(taps, row, places, [samples(k) for k in range(BLOCK)], floats))
         for k in range(8):
             place = out + by_1 * (k % 4) + by_4 * (k // 4)
             for eight in range(4):
@@ -124,7 +132,7 @@ def _to_rgb(y: Vector, cb: Vector, cr: Vector) -> list[Vector]:
 
 def _rows_pass(vectors: int, floats: bool) -> Callable[..., None]:
     def body(
-        out: Scalar, stride: Scalar, y: Scalar, weights: Scalar, taps: Scalar,
+        out: Scalar, stride: Scalar, row: Scalar, y: Scalar, weights: Scalar, taps: Scalar,
         cb: Scalar, cr: Scalar, colour_weights: Scalar, colour_taps: Scalar,
     ) -> None:  # fmt: skip
         """The second pass for `vectors` LANES pixels of a row, of YCbCr lines `stride` apart."""
@@ -135,9 +143,9 @@ def _rows_pass(vectors: int, floats: bool) -> Callable[..., None]:
 
             return [line(address + 2 * LANES * i) for i in range(vectors)]
 
-        luma = _sum_taps(taps, [weights] * vectors, lines(y), floats)
+        luma = _sum_taps(taps, row, [weights] * vectors, lines(y), floats)
         colours = [*lines(cb), *lines(cr)]
-        colour = _sum_taps(colour_taps, [colour_weights] * 2 * vectors, colours, floats)
+        colour = _sum_taps(colour_taps, row, [colour_weights] * 2 * vectors, colours, floats)
         for i in range(vectors):
             r, g, b = _to_rgb(luma[i], colour[i], colour[vectors + i])
             pixels = [channel * LANES + lane for lane in range(LANES) for channel in range(3)]
@@ -165,7 +173,7 @@ def _store_tile(values: list[Vector], out: Scalar, row_bytes: Scalar) -> None:
 
 def _columns_pass(floats: bool, ycc: bool) -> Callable[..., None]:
     def of_ycc(
-        out: Scalar, row_bytes: Scalar, stride: Scalar,
+        out: Scalar, row_bytes: Scalar, stride: Scalar, row: Scalar,
         y: Scalar, starts: Scalar, weights: Scalar, taps: Scalar, cb: Scalar, cr: Scalar,
         colour_starts: Scalar, colour_weights: Scalar, colour_taps: Scalar,
     ) -> None:  # fmt: skip
@@ -175,15 +183,13 @@ def _columns_pass(floats: bool, ycc: bool) -> Callable[..., None]:
             luma = lines(y + load_integer(starts + 4 * k, I32) * stride, stride)
             offset = load_integer(colour_starts + 4 * k, I32) * stride
             colour = [lines(cb + offset, stride), lines(cr + offset, stride)]
-            (s,) = _sum_taps(taps, [weights + taps * (4 * k)], [luma], floats)
-            blue, red = _sum_taps(
-                colour_taps, [colour_weights + colour_taps * (4 * k)] * 2, colour, floats
-            )
+            (s,) = _sum_taps(taps, row, [weights + 4 * k], [luma], floats)
+            blue, red = _sum_taps(colour_taps, row, [colour_weights + 4 * k] * 2, colour, floats)
             values += _to_rgb(s, blue, red)
         _store_tile(values, out, row_bytes)
 
     def of_rgb(
-        out: Scalar, row_bytes: Scalar, stride: Scalar,
+        out: Scalar, row_bytes: Scalar, stride: Scalar, row: Scalar,
         rgb: Scalar, starts: Scalar, weights: Scalar, taps: Scalar,
     ) -> None:  # fmt: skip
         """The second pass for BLOCK pixels of LANES rows, of columns R, G, B, R and so on."""
@@ -191,7 +197,7 @@ def _columns_pass(floats: bool, ycc: bool) -> Callable[..., None]:
         for k in range(BLOCK):
             first = rgb + load_integer(starts + 4 * k, I32) * stride * 3
             channels = [lines(first + stride * channel, stride * 3) for channel in range(3)]
-            sums = _sum_taps(taps, [weights + taps * (4 * k)] * 3, channels, floats)
+            sums = _sum_taps(taps, row, [weights + 4 * k] * 3, channels, floats)
             values += [_to_bytes(total) for total in sums]
         _store_tile(values, out, row_bytes)
 
@@ -241,18 +247,17 @@ def filter_lines(plane: Plane, axis: Axis, out: int, stride: int) -> None:
     elif plane.block == 2:
         by_1, by_4, by_8, by_16 = 2, 1, 8, 16
     a, b, c, d = by_1 * stride, by_4 * stride, by_8 * stride, by_16 * stride
-    starts, weights, step, taps = (
-        axis.starts.ctypes.data, axis.weights.ctypes.data, plane.step, axis.taps
-    )  # fmt: skip
+    starts, weights = axis.starts.ctypes.data, axis.weights.ctypes.data
+    step, taps, row = plane.step, axis.taps, 4 * len(axis.starts)
     for begin in range(0, plane.lines, LANES):
         line = min(plane.first + begin, plane.limit - LANES)
         source, target = plane.address + line, out + line * stride
-        for i in range(0, len(axis.starts) - PADDING, BLOCK):
-            to, start, weight = target + 2 * i, starts + 4 * i, weights + 4 * i * taps
+        for i in range(0, axis.count, BLOCK):
+            to, start, weight = target + 2 * i, starts + 4 * i, weights + 4 * i
             if axis.is_float:
-                first_pass_floats(to, a, b, c, d, source, step, start, weight, taps)
+                first_pass_floats(to, a, b, c, d, source, step, start, weight, row, taps)
             else:
-                first_pass(to, a, b, c, d, source, step, start, weight, taps)
+                first_pass(to, a, b, c, d, source, step, start, weight, row, taps)
 
 
 @kernel
@@ -264,7 +269,7 @@ def line_bytes(outputs: int) -> int:
 @kernel
 def align(address: int) -> int:
     """The next address that a cache line begins at."""
-    return (address + 63) & ~63
+    return (address + CACHE_LINE - 1) & -CACHE_LINE
 
 
 class Colour(NamedTuple):
@@ -291,31 +296,32 @@ def write_rows(
         out: address of uint8 (height, width, 3).
         spare: address of 3 LANES bytes.
     """
+    to_weights, to_colour_weights = luma.weights.ctypes.data, colour.weights.ctypes.data
+    next_tap = 4 * len(luma.starts)
     for row in range(height):
         y = lines.y + luma.starts[row] * lines.stride
         offset = colour.starts[row] * lines.stride
         cb, cr = lines.cb + offset, lines.cr + offset
-        weights = luma.weights.ctypes.data + 4 * row * luma.taps
-        colour_weights = colour.weights.ctypes.data + 4 * row * colour.taps
+        weights, colour_weights = to_weights + 4 * row, to_colour_weights + 4 * row
         target = out + 3 * row * width
         x = 0
         while x < width:
             place = spare if width < LANES else target + 3 * x
             if luma.is_float:
                 rows_pass_1_floats(
-                    place, lines.stride, y + 2 * x, weights, luma.taps,
+                    place, lines.stride, next_tap, y + 2 * x, weights, luma.taps,
                     cb + 2 * x, cr + 2 * x, colour_weights, colour.taps,
                 )  # fmt: skip
                 x += LANES
             elif x + 2 * LANES <= width:
                 rows_pass_2(
-                    place, lines.stride, y + 2 * x, weights, luma.taps,
+                    place, lines.stride, next_tap, y + 2 * x, weights, luma.taps,
                     cb + 2 * x, cr + 2 * x, colour_weights, colour.taps,
                 )  # fmt: skip
                 x += 2 * LANES
             else:
                 rows_pass_1(
-                    place, lines.stride, y + 2 * x, weights, luma.taps,
+                    place, lines.stride, next_tap, y + 2 * x, weights, luma.taps,
                     cb + 2 * x, cr + 2 * x, colour_weights, colour.taps,
                 )  # fmt: skip
                 x += LANES
@@ -333,22 +339,25 @@ def write_columns(
 
     Arguments as of write_rows, x and y exchanged; `spare` has room for 3 BLOCK LANES bytes.
     """
+    next_tap = 4 * len(luma.starts)
     for y in range(0, height, LANES):
         for x in range(0, width, BLOCK):
             whole = y + LANES <= height and x + BLOCK <= width
             place = out + 3 * (y * width + x) if whole else spare
             row_bytes = 3 * width if whole else 3 * BLOCK
-            starts, weights = luma.starts[x:].ctypes.data, luma.weights[x * luma.taps :].ctypes.data
+            starts, weights = luma.starts[x:].ctypes.data, luma.weights.ctypes.data + 4 * x
             colour_starts = colour.starts[x:].ctypes.data
-            colour_weights = colour.weights[x * colour.taps :].ctypes.data
+            colour_weights = colour.weights.ctypes.data + 4 * x
             if luma.is_float:
                 columns_pass_ycc_floats(
-                    place, row_bytes, lines.stride, lines.y + 2 * y, starts, weights, luma.taps,
+                    place, row_bytes, lines.stride, next_tap,
+                    lines.y + 2 * y, starts, weights, luma.taps,
                     lines.cb + 2 * y, lines.cr + 2 * y, colour_starts, colour_weights, colour.taps,
                 )  # fmt: skip
             else:
                 columns_pass_ycc(
-                    place, row_bytes, lines.stride, lines.y + 2 * y, starts, weights, luma.taps,
+                    place, row_bytes, lines.stride, next_tap,
+                    lines.y + 2 * y, starts, weights, luma.taps,
                     lines.cb + 2 * y, lines.cr + 2 * y, colour_starts, colour_weights, colour.taps,
                 )  # fmt: skip
             if not whole:
@@ -363,18 +372,21 @@ def write_columns_rgb(
 
     The first pass left column 3 x + channel at rgb + (3 x + channel) stride.
     """
+    next_tap = 4 * len(axis.starts)
     for y in range(0, height, LANES):
         for x in range(0, width, BLOCK):
             whole = y + LANES <= height and x + BLOCK <= width
             place = out + 3 * (y * width + x) if whole else spare
             row_bytes = 3 * width if whole else 3 * BLOCK
-            starts, weights = axis.starts[x:].ctypes.data, axis.weights[x * axis.taps :].ctypes.data
+            starts, weights = axis.starts[x:].ctypes.data, axis.weights.ctypes.data + 4 * x
             if axis.is_float:
                 columns_pass_rgb_floats(
-                    place, row_bytes, stride, rgb + 2 * y, starts, weights, axis.taps
+                    place, row_bytes, stride, next_tap, rgb + 2 * y, starts, weights, axis.taps
                 )
             else:
-                columns_pass_rgb(place, row_bytes, stride, rgb + 2 * y, starts, weights, axis.taps)
+                columns_pass_rgb(
+                    place, row_bytes, stride, next_tap, rgb + 2 * y, starts, weights, axis.taps
+                )
             if not whole:
                 copy_tile(out, height, width, y, x, spare)
 

@@ -29,7 +29,7 @@ from numba.extending import intrinsic
 from resnet_ffcv.kernels.compiling import target
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
-F32 = ir.FloatType()
+F32, F64 = ir.FloatType(), ir.DoubleType()
 
 
 class Scalar:
@@ -49,7 +49,7 @@ class Scalar:
 
 
 class Vector:
-    """Lanes of integers, or of float32. Operators work lane by lane.
+    """Lanes of integers, or of float32 or float64. Operators work lane by lane.
 
     Integers wrap, and >> keeps their sign. Floats round after each operation: no two are fused.
     """
@@ -58,7 +58,7 @@ class Vector:
         self.builder, self.value = builder, value
         self.lanes: int = value.type.count
         self.element: Any = value.type.element
-        self.is_float = self.element == F32
+        self.is_float = self.element in (F32, F64)
 
     def _other(self, other: "Vector | float") -> ir.Value:
         if isinstance(other, Vector):
@@ -80,6 +80,12 @@ class Vector:
         operation = self.builder.fmul if self.is_float else self.builder.mul
         return self._new(operation(self.value, self._other(other)))
 
+    def __truediv__(self, other: "Vector | float") -> "Vector":
+        return self._new(self.builder.fdiv(self.value, self._other(other)))
+
+    def __and__(self, other: "Vector | int") -> "Vector":
+        return self._new(self.builder.and_(self.value, self._other(other)))
+
     def __xor__(self, other: "Vector | int") -> "Vector":
         return self._new(self.builder.xor(self.value, self._other(other)))
 
@@ -91,7 +97,7 @@ class Vector:
 
     def _call(self, name: str, *arguments: ir.Value, result: Any = None) -> Any:
         kind = self.value.type
-        letters = "f32" if self.is_float else f"i{self.element.width}"
+        letters = str(self.element).replace("float", "f32").replace("double", "f64")
         # llvmlite's declare_intrinsic cannot name a vector's type.
         function = cgutils.get_or_insert_function(
             self.builder.module,
@@ -109,10 +115,27 @@ class Vector:
         total: Vector = self._call("ssub.sat", self.value, self._other(other))
         return total
 
-    def clip(self, low: "Vector | int", high: "Vector | int") -> "Vector":
-        above: Vector = self._call("smax", self.value, self._other(low))
-        clipped: Vector = above._call("smin", above.value, self._other(high))
-        return clipped
+    def at_least(self, low: "Vector | float") -> "Vector":
+        if not self.is_float:
+            most: Vector = self._call("smax", self.value, self._other(low))
+            return most
+        below = self.builder.fcmp_ordered("<", self.value, self._other(low))
+        return self._new(self.builder.select(below, self._other(low), self.value))
+
+    def at_most(self, high: "Vector | float") -> "Vector":
+        if not self.is_float:
+            least: Vector = self._call("smin", self.value, self._other(high))
+            return least
+        above = self.builder.fcmp_ordered(">", self.value, self._other(high))
+        return self._new(self.builder.select(above, self._other(high), self.value))
+
+    def clip(self, low: "Vector | float", high: "Vector | float") -> "Vector":
+        return self.at_least(low).at_most(high)
+
+    def absolute(self) -> "Vector":
+        """Of floats."""
+        without_sign: Vector = self._call("fabs", self.value)
+        return without_sign
 
     def narrow_saturated(self) -> "Vector":
         """Signed lanes of half the width; what does not fit becomes the nearest that does."""
@@ -132,13 +155,22 @@ class Vector:
         """The same numbers in wider lanes, the highest bit being no sign."""
         return self._new(self.builder.zext(self.value, _vector(self.lanes, element)))
 
-    def to_float(self) -> "Vector":
-        return self._new(self.builder.sitofp(self.value, _vector(self.lanes, F32)))
+    def to_float(self, element: Any = F32) -> "Vector":
+        """Integers as floats."""
+        return self._new(self.builder.sitofp(self.value, _vector(self.lanes, element)))
+
+    def to_single(self) -> "Vector":
+        """float64 as float32."""
+        return self._new(self.builder.fptrunc(self.value, _vector(self.lanes, F32)))
+
+    def truncate(self, element: ir.IntType) -> "Vector":
+        """Floats as integers, without their fraction. They must fit."""
+        return self._new(self.builder.fptosi(self.value, _vector(self.lanes, element)))
 
     def round(self, element: ir.IntType) -> "Vector":
         """Floats as the nearest integers, ties to even. They must fit."""
-        nearest = self._call("rint", self.value)
-        return self._new(self.builder.fptosi(nearest.value, _vector(self.lanes, element)))
+        nearest: Vector = self._call("rint", self.value)
+        return nearest.truncate(element)
 
     def sum(self) -> "Scalar":
         """The sum of all lanes, in their width."""
@@ -186,6 +218,16 @@ class Vector:
         second = other.value if other else ir.Constant(self.value.type, ir.Undefined)
         mask = ir.Constant(_vector(len(lanes), I32), [int(lane) for lane in lanes])
         return self._new(self.builder.shuffle_vector(self.value, second, mask))
+
+    def where_odd(self, odd: "Vector", even: "Vector") -> "Vector":
+        """The lanes of `odd` where these integers are odd, else of `even`."""
+        mask = self.builder.icmp_signed("!=", (self & 1).value, self._other(0))
+        return self._new(self.builder.select(mask, odd.value, even.value))
+
+    def where_below(self, limit: float, below: "Vector", other: "Vector") -> "Vector":
+        """The lanes of `below` where these floats are below the limit, else of `other`."""
+        mask = self.builder.fcmp_ordered("<", self.value, self._other(limit))
+        return self._new(self.builder.select(mask, below.value, other.value))
 
     def add_where(self, mask: ir.Value, amount: int) -> "Vector":
         """Adds to the lanes of a mask (see mask_lanes)."""
@@ -253,10 +295,14 @@ def broadcast(scalar: Scalar, element: ir.IntType, lanes: int) -> Vector:
     return Vector(builder, first).shuffle([0] * lanes)
 
 
-def broadcast_float(address: Scalar, lanes: int) -> Vector:
-    """The float32 at an address, in all lanes."""
-    one = load(address, F32, 1)
-    return one.shuffle([0] * lanes)
+def broadcast_float(address: Scalar, lanes: int, element: Any = F32) -> Vector:
+    """The float at an address, in all lanes."""
+    return load(address, element, 1).shuffle([0] * lanes)
+
+
+def count_lanes(like: Scalar, element: ir.IntType, lanes: int) -> Vector:
+    """0, 1, 2 and so on, in the kernel that `like` is a value of."""
+    return Vector(like.builder, ir.Constant(_vector(lanes, element), list(range(lanes))))
 
 
 def weave(a: Vector, b: Vector) -> Vector:
