@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from resnet_ffcv import commandline
 
@@ -33,12 +33,21 @@ def interleave(
     return times
 
 
-class Ratio:
-    """How many times faster one is than another: the median over passes, and the spread."""
+class Ratio(NamedTuple):
+    """How many times faster one is than another: over the passes, the median and the spread."""
 
-    def __init__(self, slow: list[float], fast: list[float]) -> None:
-        ratios = sorted(a / b for a, b in zip(slow, fast, strict=True))
-        self.median, self.least, self.most = median(ratios), ratios[0], ratios[-1]
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, slow: list[float], fast: list[float]) -> "Ratio":
+        ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+        return cls(median(ratios), min(ratios), max(ratios))
+
+    @property
+    def spread(self) -> str:
+        return f"{self.least:.1f} to {self.most:.1f}"
 
     def __str__(self) -> str:
-        return f"{self.median:.2f} [{self.least:.2f} {self.most:.2f}]"
+        return f"{self.median:.2f} ({self.spread})"

@@ -42,7 +42,8 @@ SECONDS_TO_STOP = 1.0
 
 # A file or class may be called [red] or :cat:, which rich would take as markup and emoji.
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
-console = Console(stderr=True, **PLAIN)
+# Where it is no terminal, such as a log, tables may be a little wider than the usual 80 columns.
+console = Console(stderr=True, width=None if sys.stderr.isatty() else 100, **PLAIN)
 
 
 @dataclass(frozen=True)

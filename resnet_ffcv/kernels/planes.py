@@ -59,7 +59,7 @@ def resample_planes(
         for i in range(stride):
             store_byte(begin + i, 0)
         empty = work[(begin + stride - work.ctypes.data) // 4 + 1 :]
-        second_colour = make_empty_axis(second.count, empty)
+        second_colour = make_empty_axis(second.outputs, empty)
     lines = Colour(y, cb, cr, stride)
     if by_columns:
         write_rows(lines, second, second_colour, out, height, width, spare)

@@ -252,7 +252,7 @@ def filter_lines(plane: Plane, axis: Axis, out: int, stride: int) -> None:
     for begin in range(0, plane.lines, LANES):
         line = min(plane.first + begin, plane.limit - LANES)
         source, target = plane.address + line, out + line * stride
-        for i in range(0, axis.count, BLOCK):
+        for i in range(0, axis.outputs, BLOCK):
             to, start, weight = target + 2 * i, starts + 4 * i, weights + 4 * i
             if axis.is_float:
                 first_pass_floats(to, a, b, c, d, source, step, start, weight, row, taps)

@@ -50,9 +50,9 @@ FACTS = 16  # words that the kernels take their numbers from
 
 class Axis(NamedTuple):
     """Taps of an axis. Output i is the sum over t < taps of weights[t, i] times sample
-    starts[i] + t; all samples lie in [begin, end). Outputs from `count` on fill a vector."""
+    starts[i] + t; all samples lie in [begin, end). Further outputs fill the last vector."""
 
-    count: int
+    outputs: int
     taps: int
     starts: np.ndarray  # int32 (padded,)
     weights: np.ndarray  # 32 bits (taps + SPARE_TAPS, padded): a weight twice, or float32
@@ -328,11 +328,11 @@ def make_half_axis(axis: Axis, size: int, work: np.ndarray) -> Axis:
     Args:
         axis: of the full resolution.
         size: samples of half the resolution that exist.
-        work: int32 of axis_words(axis.count, half_taps(axis.taps)) at least; holds the result.
+        work: int32 of axis_words(axis.outputs, half_taps(axis.taps)) at least; holds the result.
     """
     wanted = half_taps(axis.taps)
     taps = min(wanted, size)
-    starts, weights = lay_out(axis.count, taps, work)
+    starts, weights = lay_out(axis.outputs, taps, work)
     padded = len(starts)
     for i in range(0, padded, OUTPUTS):
         of_starts, of_weights = axis.starts[i:].ctypes.data, axis.weights.ctypes.data + 4 * i
@@ -344,7 +344,7 @@ def make_half_axis(axis: Axis, size: int, work: np.ndarray) -> Axis:
     for i in range(padded):
         if starts[i] < 0 or starts[i] + wanted > size:
             halve_at_border(axis, i, size, taps, starts, weights)
-    return end_axis(axis.count, taps, starts, weights, axis.is_float)
+    return end_axis(axis.outputs, taps, starts, weights, axis.is_float)
 
 
 @kernel

@@ -12,7 +12,7 @@ def matrix(axis: taps.Axis, count: int, high: int) -> np.ndarray:
     else:
         weights = axis.weights[: axis.taps] >> 16
         assert np.array_equal(axis.weights[: axis.taps].astype(np.int16), weights)
-    assert axis.count == count
+    assert axis.outputs == count
     found = np.zeros((count, high))
     for i in range(count):
         start = axis.starts[i]
