@@ -17,9 +17,8 @@ from numba.core.errors import NumbaWarning
 from resnet_ffcv.beton import RAW, RGB_ROW
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.fields import DCTImageField, YUV420ImageField
-from resnet_ffcv.kernels import batches, windows
+from resnet_ffcv.kernels import batches, regions, windows
 from resnet_ffcv.kernels.dct import make_tables
-from resnet_ffcv.kernels.regions import locate_in_file, locate_in_pages
 from resnet_ffcv.kernels.taps import FILTERS
 from resnet_ffcv.loader import AllocationQuery, Compiler, SimpleRGBImageDecoder
 
@@ -30,59 +29,87 @@ Size = tuple[int, int]
 Colour = tuple[int, int, int]
 
 
-def decode_batch(
-    field: Any, rows: np.ndarray, regions: np.ndarray, windows: np.ndarray, out: np.ndarray,
-    *, filter_: str = "area", fill: Colour | None = None, threads: int = 1,
-) -> np.ndarray:  # fmt: skip
-    """Decodes a window of each of n samples.
+class Rows(NamedTuple):
+    """What n samples' rows say: int32 (n, 4) as kernels.batches takes them; int64 (n,) pointers."""
 
-    Args:
-        field: of the images: its class says their form.
-        rows: structured (n,), their rows of metadata.
-        regions: int64 (n, 2), address and bytes of their data; address 0 where there is none.
-        windows: float64 (n, 6), see kernels.geometry.read_window.
-        out: uint8 (n, height, width, 3), is filled; black where a sample is damaged.
-        filter_: area, triangle or cubic.
-        fill: (red, green, blue). If given, windows have out's size, lie on whole pixels and may
-            reach outside their images: this is what is seen there.
-        threads: of numba's to use.
+    numbers: np.ndarray
+    pointers: np.ndarray
 
-    Returns:
-        int32 (n,): what became of each, of kernels.status.MEANING.
+
+def read_rows(field: Any, metadata: np.ndarray, indices: np.ndarray) -> Rows:
+    """Rows of the metadata of an image field, ours or FFCV's.
+
+    Raises:
+        IndexError: there is no such row.
     """
-    form, numbers = _describe(field, rows)
-    return batches.decode_samples(
-        form, regions, numbers, windows, FILTERS[filter_], out, fill=fill, threads=threads,
-        tables=make_tables(field.quality) if form == batches.DCT else None,
+    ours = isinstance(field, DCTImageField | YUV420ImageField)
+    names = ("height", "width", "colour", "table") if ours else ("height", "width", "mode")
+    fields: Any = metadata.dtype.fields
+    offsets = np.full(5, -1)
+    for place, name in (*enumerate(names), (4, "data_ptr")):
+        offsets[place] = fields[name][1]
+    rows = Rows(np.empty((len(indices), 4), np.int32), np.empty(len(indices), np.int64))
+    found = regions.read_rows(
+        metadata.ctypes.data, metadata.strides[0], len(metadata), offsets,
+        np.asarray(indices).astype(np.int64), *rows,
     )  # fmt: skip
-
-
-def _describe(field: Any, rows: np.ndarray) -> tuple[int, np.ndarray]:
-    """(form, int32 (n, 4)) as kernels.batches takes them."""
-    numbers = np.zeros((len(rows), 4), np.int32)
-    numbers[:, 0], numbers[:, 1] = rows["height"], rows["width"]
-    if isinstance(field, DCTImageField | YUV420ImageField):
-        numbers[:, 2], numbers[:, 3] = rows["colour"], rows["table"]
-        return batches.DCT if isinstance(field, DCTImageField) else batches.YUV420, numbers
-    numbers[:, 2] = rows["mode"]
-    return batches.IMAGE, numbers
+    if not found:
+        raise IndexError(f"a sample is asked for that is none of the {len(metadata):,} there are")
+    return rows
 
 
 def locate(pointers: np.ndarray, storage_state: tuple[Any, ...]) -> np.ndarray:
     """int64 (n, 2), address and bytes of samples' data, in what FFCV's memory managers hold.
 
     Args:
-        pointers: uint64 (n,), offsets in the file.
+        pointers: int64 (n,), offsets in the file.
         storage_state: of OSCacheManager (file, starts, sizes), or of ProcessCacheManager (pages,
             starts, sizes, slot of each page).
     """
-    regions = np.empty((len(pointers), 2), np.int64)
+    found = np.empty((len(pointers), 2), np.int64)
     memory, starts, sizes = storage_state[:3]
     if memory.ndim == 1:
-        locate_in_file(pointers, starts, sizes, memory.ctypes.data, len(memory), regions)
+        regions.locate_in_file(pointers, starts, sizes, memory.ctypes.data, len(memory), found)
     else:
-        locate_in_pages(pointers, starts, sizes, memory, storage_state[3], regions)
-    return regions
+        regions.locate_in_pages(pointers, starts, sizes, memory, storage_state[3], found)
+    return found
+
+
+def decode_batch(
+    field: Any, rows: Rows, storage_state: tuple[Any, ...], windows: np.ndarray, out: np.ndarray,
+    *, filter_: str = "area", fill: Colour | None = None, threads: int = 1,
+) -> np.ndarray:  # fmt: skip
+    """Decodes windows of n samples.
+
+    Args:
+        field: of the images: its class says their form.
+        rows: of the samples.
+        storage_state: where the file is; see locate.
+        windows: float64 (n, 6), see kernels.geometry.read_window; or (n, views, 6).
+        out: uint8 (n, height, width, 3) or (n, views, height, width, 3), is filled; black where a
+            sample is damaged.
+        filter_: area, triangle or cubic.
+        fill: (red, green, blue). If given, windows have out's size, lie on whole pixels and may
+            reach outside their images: this is what is seen there.
+        threads: of numba's to use.
+
+    Returns:
+        int32 (n,) or (n, views): what became of each, of kernels.status.MEANING.
+    """
+    form, tables = batches.IMAGE, None
+    if isinstance(field, DCTImageField):
+        form, tables = batches.DCT, make_tables(field.quality)
+    elif isinstance(field, YUV420ImageField):
+        form = batches.YUV420
+    numbers, found = rows.numbers, locate(rows.pointers, storage_state)
+    if windows.ndim > 2:
+        numbers, found = (np.repeat(array, windows.shape[1], axis=0) for array in (numbers, found))
+    statuses = batches.decode_samples(
+        form, found, numbers, windows.reshape(-1, windows.shape[-1]), FILTERS[filter_],
+        out.reshape(-1, *out.shape[-3:]), fill=fill, tables=tables, threads=threads,
+    )  # fmt: skip
+    shaped: np.ndarray = statuses.reshape(windows.shape[:-1])
+    return shaped
 
 
 class Samples(NamedTuple):
@@ -151,18 +178,13 @@ class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no 
         self, indices: np.ndarray, out: np.ndarray, storage_state: tuple[Any, ...], key: np.uint64
     ) -> np.ndarray:
         """Fills uint8 (n, *views, height, width, 3); returns the statuses (n, *views)."""
-        indices = np.asarray(indices).astype(np.int64)
-        rows = self.metadata[indices]
-        heights, widths = (rows[name].astype(np.int64) for name in ("height", "width"))
-        chosen = self.choose_windows(Samples(key, indices, heights, widths))
-        regions = locate(np.ascontiguousarray(rows["data_ptr"]), storage_state)
-        each = int(np.prod(self.views, dtype=int))
-        statuses = decode_batch(
-            self.field, np.repeat(rows, each), np.repeat(regions, each, axis=0),
-            chosen.reshape(-1, windows.NUMBERS), out.reshape(-1, *out.shape[-3:]),
+        rows = read_rows(self.field, self.metadata, indices)
+        heights, widths = (rows.numbers[:, side].astype(np.int64) for side in (0, 1))
+        samples = Samples(key, np.asarray(indices).astype(np.int64), heights, widths)
+        return decode_batch(
+            self.field, rows, storage_state, self.choose_windows(samples), out,
             filter_=self.filter, fill=self.fill, threads=Compiler.num_threads,
         )  # fmt: skip
-        return statuses.reshape(-1, *self.views)
 
     def show(self, pixels: np.ndarray) -> np.ndarray:
         """What it makes of an image in memory: uint8 (height, width, 3) -> (*views, *, *, 3)."""
@@ -171,7 +193,7 @@ class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no 
         memory = np.zeros(1, np.uint64), np.array([pixels.nbytes], np.uint64)
         self.accept_globals(np.array([(RAW, width, height, 0)], RGB_ROW), None)
         out = np.empty((1, *self.views, *(self.output_size or (height, width)), 3), np.uint8)
-        self.decode(np.zeros(1), out, (pixels.reshape(-1), *memory), self.draw_key())
+        self.decode(np.zeros(1, np.int64), out, (pixels.reshape(-1), *memory), self.draw_key())
         shown: np.ndarray = out[0]
         return shown
 

@@ -149,17 +149,16 @@ def test_padded_crops_are_numpys(
 ) -> None:
     custom = {"image": CLASSES[form]} if form in CLASSES else {}
     reader = ffcv.reader.Reader(str(write(form)), custom)
-    rows, memory = reader.metadata["f0"], np.fromfile(write(form), np.uint8)
+    metadata, memory = reader.metadata["f0"], np.fromfile(write(form), np.uint8)
     table = reader.alloc_table[np.argsort(reader.alloc_table["ptr"])]
-    regions = decoders.locate(rows["data_ptr"].copy(), (memory, table["ptr"], table["size"]))
+    state, field = (memory, table["ptr"], table["size"]), reader.handlers["image"]
     rng = np.random.default_rng(3)
     for place, image in enumerate(images):
         height, width = image.shape[:2]
-        which = slice(place, place + 1)
-        row, region, field = rows[which], regions[which], reader.handlers["image"]
+        row = decoders.read_rows(field, metadata, np.array([place]))
         whole = np.empty((1, height, width, 3), np.uint8)
         window = np.array([[0, 0, height, width, 0, 0]], float)
-        assert decoders.decode_batch(field, row, region, window, whole) == status.WHOLE
+        assert decoders.decode_batch(field, row, state, window, whole) == status.WHOLE
         if form == "raw":
             assert np.array_equal(whole[0], image)
         tall, wide = rng.integers(1, (height + 20, width + 20))
@@ -167,7 +166,7 @@ def test_padded_crops_are_numpys(
         fill, mirrored = (int(rng.integers(256)), 7, 200), place % 2
         out = np.full((3, tall, wide, 3), 99, np.uint8)
         window = np.array([[y, x, tall, wide, 0, mirrored]], float)
-        found = decoders.decode_batch(field, row, region, window, out[1:2], fill=fill)
+        found = decoders.decode_batch(field, row, state, window, out[1:2], fill=fill)
         assert found == status.WHOLE
         border = max(tall, wide) + 3
         expected = np.empty((height + 2 * border, width + 2 * border, 3), np.uint8)
@@ -178,9 +177,20 @@ def test_padded_crops_are_numpys(
         assert (out[[0, 2]] == 99).all()
         for wrong in ([y + 0.5, x, tall, wide], [y, x, tall + 1, wide], [np.nan, x, tall, wide]):
             window = np.array([[*wrong, 0, 0]], float)
-            found = decoders.decode_batch(field, row, region, window, out[1:2], fill=fill)
+            found = decoders.decode_batch(field, row, state, window, out[1:2], fill=fill)
             assert found == status.BAD_WINDOW
             assert not out[1].any()
+
+
+def test_rows_that_are_not_there(write: Callable[[str], Path]) -> None:
+    reader = ffcv.reader.Reader(str(write("raw")), {})
+    field, metadata = reader.handlers["image"], reader.metadata["f0"]
+    rows = decoders.read_rows(field, metadata, np.array([3, 0]))
+    assert rows.numbers.tolist() == [[*SHAPES[3], 1, 0], [*SHAPES[0], 1, 0]]
+    assert rows.pointers.tolist() == metadata["data_ptr"][[3, 0]].tolist()
+    for wrong in (-1, len(metadata)):
+        with pytest.raises(IndexError, match="none of the 24"):
+            decoders.read_rows(field, metadata, np.array([0, wrong]))
 
 
 def test_pad_crops_in_a_stock_loader(write: Callable[[str], Path]) -> None:

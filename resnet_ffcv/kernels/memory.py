@@ -14,7 +14,7 @@ def _loader(bits: int, signed: bool) -> Any:
             kind = ir.IntType(bits)
             value = builder.load(builder.inttoptr(values[0], kind.as_pointer()), align=1)
             extend = builder.sext if signed else builder.zext
-            return extend(value, ir.IntType(64))
+            return extend(value, ir.IntType(64)) if bits < 64 else value
 
         return types.int64(types.int64), generate
 
@@ -50,6 +50,7 @@ load_byte = _loader(8, signed=False)
 load_u16 = _loader(16, signed=False)
 load_i16 = _loader(16, signed=True)
 load_u32 = _loader(32, signed=False)
+load_u64 = _loader(64, signed=False)  # as an int64: the highest bit becomes a sign
 store_byte = _storer(8)
 store_i16 = _storer(16)
 store_u32 = _storer(32)
