@@ -91,4 +91,4 @@ def shrink(image: np.ndarray, longest: int) -> np.ndarray:
     size = fit(image.shape[1], image.shape[0], longest)
     if size == image.shape[1::-1]:
         return image
-    return np.array(resize(Image.fromarray(image), *size))
+    return resize(image, *size)

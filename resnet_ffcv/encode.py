@@ -49,8 +49,8 @@ class Stored:
 
 def encode(
     content: bytes | np.ndarray, config: ImageConfig, draw: float
-) -> tuple[Stored, Image.Image]:
-    """(the stored image, its pixels as RGB).
+) -> tuple[Stored, np.ndarray]:
+    """(the stored image, its pixels: uint8 (height, width, 3)).
 
     Args:
         content: a file's bytes, of any format Pillow reads, or uint8 (height, width, 3).
@@ -61,43 +61,52 @@ def encode(
         ValueError, OSError: what is wrong with the image.
     """
     if isinstance(content, np.ndarray):
-        return _store(Image.fromarray(content), None, config, draw)
-    image, jpeg, damaged = _open(content, config)
-    stored, pixels = _store(image, jpeg, config, draw)
+        return _store(content, None, config, draw)
+    pixels, jpeg, damaged = _open(content, config)
+    stored, pixels = _store(pixels, jpeg, config, draw)
     return replace(stored, damaged=damaged), pixels
 
 
 def _store(
-    image: Image.Image, jpeg: bytes | None, config: ImageConfig, draw: float
-) -> tuple[Stored, Image.Image]:
-    """`encode` of an opened image; `jpeg` is what may be stored for it as it is, if any."""
-    width, height = fit(image.width, image.height, config.max_resolution)
+    pixels: np.ndarray, jpeg: bytes | None, config: ImageConfig, draw: float
+) -> tuple[Stored, np.ndarray]:
+    """`encode` of uint8 (height, width, 3), or (height, width) of gray.
+
+    `jpeg` is what may be stored for it as it is, if any.
+    """
+    width, height = fit(pixels.shape[1], pixels.shape[0], config.max_resolution)
     if max(width, height) > MAX_SIDE:
         raise ValueError(
             f"{width} x {height} pixels: a side may have {MAX_SIDE:,} at most; set "
             "image.max_resolution"
         )
-    if (width, height) != image.size:
-        image, jpeg = resize(image, width, height), None
+    if (height, width) != pixels.shape[:2]:
+        pixels, jpeg = resize(pixels, width, height), None
     if config.mode in FORMS:
-        return _store_form(image, config)
+        return _store_form(to_rgb(pixels), config)
     raw_size = width * height * 3
     if config.mode == "raw" or (
         config.mode == "proportion" and draw >= config.compress_probability
     ):
-        return _store_raw(image)
-    stored = jpeg or _to_jpeg(image, config.quality)
+        return _store_raw(to_rgb(pixels))
+    stored = jpeg or _to_jpeg(pixels, config.quality)
     if config.mode == "smart" and raw_size <= config.smart_threshold * len(stored):
-        return _store_raw(image)
-    pixels = image.convert("RGB") if jpeg else decode(stored)
-    return Stored(width, height, stored, JPG), pixels
+        return _store_raw(to_rgb(pixels))
+    return Stored(width, height, stored, JPG), to_rgb(pixels) if jpeg else decode(stored)
 
 
-def resize(image: Image.Image, width: int, height: int) -> Image.Image:
-    """An RGB or L image, each pixel the mean of what it covers: as FFCV's writer shrinks it."""
-    pixels = np.ascontiguousarray(image.convert("RGB"))
-    resized = _decode_whole(batches.IMAGE, pixels, (*pixels.shape[:2], RAW), (height, width), 100)
-    return Image.fromarray(resized).convert(image.mode)
+def to_rgb(pixels: np.ndarray) -> np.ndarray:
+    """uint8 (height, width, 3), contiguous, of itself or of gray (height, width)."""
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    return np.ascontiguousarray(pixels)
+
+
+def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """RGB or gray, each pixel the mean of what it covers: as FFCV's writer shrinks it."""
+    rgb = to_rgb(pixels)
+    resized = _decode_whole(batches.IMAGE, rgb, (*rgb.shape[:2], RAW), (height, width), 100)
+    return resized if pixels.ndim == 3 else resized[..., 0]
 
 
 def prepare(config: ImageConfig) -> None:
@@ -106,25 +115,22 @@ def prepare(config: ImageConfig) -> None:
         encode(np.zeros((16, 16, 3), np.uint8), replace(config, max_resolution=8), 0.0)
 
 
-def decode(content: bytes) -> Image.Image:
-    """Pixels of a stored JPEG, as RGB."""
+def decode(content: bytes) -> np.ndarray:
+    """uint8 (height, width, 3) of a stored JPEG."""
     with Image.open(io.BytesIO(content)) as image:
-        return image.convert("RGB")
+        return np.array(image.convert("RGB"))
 
 
-def _store_raw(image: Image.Image) -> tuple[Stored, Image.Image]:
-    image = image.convert("RGB")
-    return Stored(image.width, image.height, image.tobytes(), RAW), image
+def _store_raw(rgb: np.ndarray) -> tuple[Stored, np.ndarray]:
+    return Stored(rgb.shape[1], rgb.shape[0], rgb.tobytes(), RAW), rgb
 
 
-def _store_form(image: Image.Image, config: ImageConfig) -> tuple[Stored, Image.Image]:
-    rgb = np.ascontiguousarray(image.convert("RGB"))
+def _store_form(rgb: np.ndarray, config: ImageConfig) -> tuple[Stored, np.ndarray]:
     form, quality = str(config.mode), config.quality
     data, colour = encode_form(form, rgb, quality)
     codec = batches.DCT if form == "dct" else batches.YUV420
-    row = *rgb.shape[:2], colour
-    pixels = Image.fromarray(_decode_whole(codec, data, row, rgb.shape[:2], quality))
-    return Stored(image.width, image.height, data.tobytes(), colour=colour), pixels
+    pixels = _decode_whole(codec, data, (*rgb.shape[:2], colour), rgb.shape[:2], quality)
+    return Stored(rgb.shape[1], rgb.shape[0], data.tobytes(), colour=colour), pixels
 
 
 def encode_form(form: str, rgb: np.ndarray, quality: int) -> tuple[np.ndarray, int]:
@@ -163,36 +169,44 @@ def _decode_whole(
     return whole
 
 
-def _to_jpeg(image: Image.Image, quality: int) -> bytes:
-    if max(image.size) > MAX_JPEG_SIDE:
+def _to_jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    if max(pixels.shape) > MAX_JPEG_SIDE:
         raise ValueError(
-            f"{image.width} x {image.height} pixels: a JPEG's side may have {MAX_JPEG_SIDE:,} at "
-            "most; set image.max_resolution"
+            f"{pixels.shape[1]} x {pixels.shape[0]} pixels: a JPEG's side may have "
+            f"{MAX_JPEG_SIDE:,} at most; set image.max_resolution"
         )
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=quality, subsampling="4:2:0")
+    Image.fromarray(pixels).save(out, "JPEG", quality=quality, subsampling="4:2:0")
     return out.getvalue()
 
 
-def _open(content: bytes, config: ImageConfig) -> tuple[Image.Image, bytes | None, bool]:
-    """(pixels as RGB or L, the content where it may be stored as it is, whether it is damaged)."""
+def _open(content: bytes, config: ImageConfig) -> tuple[np.ndarray, bytes | None, bool]:
+    """(pixels, RGB or gray, the content where it may be stored as it is, whether it is damaged)."""
     try:
         opened = Image.open(io.BytesIO(content))
     except UnidentifiedImageError as error:  # its words name an object in memory
         raise ValueError("it is empty" if not content else "no format that Pillow knows") from error
     with opened:
-        image, whole = _load(opened, content, config)
-        keep = whole and config.keep_jpeg and is_plain_jpeg(content)
-        if config.apply_orientation and opened.getexif().get(ORIENTATION) in TURNED:
-            image, keep = ImageOps.exif_transpose(image), False
-        return to_eight_bits(image), content if keep else None, not whole
+        turned = config.apply_orientation and opened.getexif().get(ORIENTATION) in TURNED
+        keep, whole = config.keep_jpeg and not turned and is_plain_jpeg(content), True
+        if opened.format in ("JPEG", "MPO") and opened.mode in turbojpeg.PIXEL_FORMATS:
+            pixels, whole = _decode_jpeg(opened, content, config)
+            if opened.mode in ("RGB", "L") and not turned:
+                return pixels, content if keep and whole else None, not whole
+            image = Image.fromarray(pixels, opened.mode)
+            image.info = opened.info  # has EXIF's orientation
+        else:
+            opened.load()  # raises where data is missing
+            image = opened
+        if turned:
+            image = ImageOps.exif_transpose(image)
+        return np.array(to_eight_bits(image)), content if keep and whole else None, not whole
 
 
-def _load(opened: Image.Image, content: bytes, config: ImageConfig) -> tuple[Image.Image, bool]:
-    """(the image with its pixels, whether it is undamaged as far as its format tells)."""
-    if opened.format not in ("JPEG", "MPO") or opened.mode not in turbojpeg.PIXEL_FORMATS:
-        opened.load()  # raises where data is missing
-        return opened, True
+def _decode_jpeg(
+    opened: Image.Image, content: bytes, config: ImageConfig
+) -> tuple[np.ndarray, bool]:
+    """(pixels in the image's mode, whether it is undamaged)."""
     whole = True
     try:
         pixels = turbojpeg.decode(content, *opened.size, opened.mode)
@@ -200,9 +214,7 @@ def _load(opened: Image.Image, content: bytes, config: ImageConfig) -> tuple[Ima
         if not config.accept_damaged:
             raise ValueError(f"{error}; image.accept_damaged=true stores what is left") from error
         pixels, whole = error.pixels, False
-    image = Image.frombuffer(opened.mode, opened.size, pixels, "raw", opened.mode, 0, 1)
-    image.info = opened.info  # has EXIF's orientation
-    return image, whole
+    return (pixels[..., 0] if opened.mode == "L" else pixels), whole
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:

@@ -68,16 +68,15 @@ class _PlanarField(Field):  # type: ignore[misc]  # ffcv has no types
         storage[:] = data
 
     def _pixels(self, image: Any) -> np.ndarray:
-        if not isinstance(image, Image.Image):
-            array = np.asarray(image)
-            if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-                raise ValueError(f"not uint8 (height, width, 3): {array.dtype} {array.shape}")
-            if fit(array.shape[1], array.shape[0], self.max_resolution) == array.shape[1::-1]:
-                return np.ascontiguousarray(array)
-            image = Image.fromarray(array)
-        size = fit(image.width, image.height, self.max_resolution)
-        image = image.convert("RGB")
-        return np.ascontiguousarray(image if size == image.size else resize(image, *size))
+        if isinstance(image, Image.Image):
+            image = image.convert("RGB")
+        pixels = np.asarray(image)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise ValueError(f"not uint8 (height, width, 3): {pixels.dtype} {pixels.shape}")
+        size = fit(pixels.shape[1], pixels.shape[0], self.max_resolution)
+        if size != pixels.shape[1::-1]:
+            pixels = resize(pixels, *size)
+        return np.ascontiguousarray(pixels)
 
 
 class DCTImageField(_PlanarField):

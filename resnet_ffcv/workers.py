@@ -16,6 +16,7 @@ import numpy as np
 from resnet_ffcv.config import ImageConfig
 from resnet_ffcv.encode import Stored, draw, encode, read
 from resnet_ffcv.errors import FailureError
+from resnet_ffcv.kernels.moments import add_moments
 
 MEAN_SIDE = 256  # pixels a side up to which a mean of each place is kept
 
@@ -34,28 +35,29 @@ class Task:
 class Encoded:
     """What a worker makes of a task.
 
-    `histogram` int64 (3, 256) counts the stored pixels by channel and value; `sums` int64 (height,
-    width, 3) adds the images up, None where they are large or of different sizes.
+    `moments` int64 (2, 3) are the sums of each channel of the stored pixels and of its squares;
+    `sums` int64 (height, width, 3) adds the images up, None where they are large or of different
+    sizes.
     """
 
     images: list[Stored]
-    histogram: np.ndarray
+    moments: np.ndarray
     sums: np.ndarray | None
 
 
 def encode_task(task: Task, image: ImageConfig, seed: int) -> Encoded:
     """A worker's work. Raises FailureError with the image's name and what is wrong with it."""
-    result = Encoded([], np.zeros((3, 256), np.int64), None)
+    result = Encoded([], np.zeros((2, 3), np.int64), None)
     for index, item, name in zip(task.indices, task.items, task.names, strict=True):
         try:
             stored, pixels = encode(read(item), image, draw(seed, task.split, index))
         except Exception as error:  # Pillow's plugins raise nearly anything
             raise FailureError(f"{name} cannot be stored: {error}") from error
         result.images.append(stored)
-        result.histogram += np.array(pixels.histogram()).reshape(3, 256)
-        if max(pixels.size) <= MEAN_SIDE and len(result.images) == 1:
-            result.sums = np.zeros((pixels.height, pixels.width, 3), np.int64)
-        result.sums = add_pixels(result.sums, np.asarray(pixels))
+        add_moments(pixels, result.moments)
+        if max(pixels.shape) <= MEAN_SIDE and len(result.images) == 1:
+            result.sums = np.zeros(pixels.shape, np.int64)
+        result.sums = add_pixels(result.sums, pixels)
     return result
 
 

@@ -309,11 +309,11 @@ class PageWriter:
 class Content:
     """What was stored: metadata (samples,) of beton.metadata_type, and sums of the pixels.
 
-    `histogram` and `sums` are those of `Encoded`, over all samples.
+    `moments` and `sums` are those of `Encoded`, over all samples.
     """
 
     metadata: np.ndarray
-    histogram: np.ndarray
+    moments: np.ndarray
     sums: np.ndarray | None
     image_bytes: int = 0
     damaged: int = 0
@@ -323,7 +323,7 @@ def _write_samples(job: Job, pages: PageWriter, pool: Pool, report: Report) -> C
     row = beton.RGB_ROW if job.arguments is None else beton.FORM_ROW
     metadata = np.zeros(len(job.indices), beton.metadata_type(row))
     metadata["label"] = job.images.labels[job.indices]
-    content = Content(metadata, np.zeros((3, 256), np.int64), None)
+    content = Content(metadata, np.zeros((2, 3), np.int64), None)
     place = 0
     parts = _told(job.encode(job.indices, pool), report)
     for encoded in parts:
@@ -335,7 +335,7 @@ def _write_samples(job: Job, pages: PageWriter, pool: Pool, report: Report) -> C
             content.image_bytes += len(stored.data)
             content.damaged += stored.damaged
             place += 1
-        content.histogram += encoded.histogram
+        content.moments += encoded.moments
         is_first = place == len(encoded.images)
         content.sums = encoded.sums if is_first else add_pixels(content.sums, encoded.sums)
     pages.flush()
@@ -395,7 +395,7 @@ def describe(job: Job, path: Path, content: Content, pages: PageWriter, sha256: 
     )
     mean = std = pixel_mean = None
     if job.split == "train":
-        mean, std = moments(content.histogram)
+        mean, std = moments(content)
         pixel_mean = _write_pixel_mean(path, content)
     chosen = {"limit": job.config.writer.limit, "seed": job.config.writer.seed}
     return Manifest(
@@ -414,13 +414,12 @@ def describe(job: Job, path: Path, content: Content, pages: PageWriter, sha256: 
     )
 
 
-def moments(histogram: np.ndarray) -> tuple[list[float], list[float]]:
-    """(mean, standard deviation) of each channel, from 0 to 1, of counts int64 (3, 256)."""
+def moments(content: Content) -> tuple[list[float], list[float]]:
+    """(mean, standard deviation) of each channel, from 0 to 1."""
+    sides = content.metadata["image"]
+    total = int((sides["width"].astype(np.int64) * sides["height"]).sum())
     means, deviations = [], []
-    for counts in histogram.tolist():
-        total = sum(counts)  # Python's integers: exact
-        first = sum(value * count for value, count in enumerate(counts))
-        second = sum(value * value * count for value, count in enumerate(counts))
+    for first, second in content.moments.T.tolist():  # Python's integers: exact
         means.append(first / total / 255)
         deviations.append(math.sqrt(second * total - first * first) / total / 255)
     return means, deviations
