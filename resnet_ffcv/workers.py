@@ -77,8 +77,10 @@ class Pool:
 
     def __init__(self, workers: int | None) -> None:
         self.workers = workers or len(os.sched_getaffinity(0))
+        context = get_context("forkserver")
+        context.set_forkserver_preload([__name__])  # imported once, not by each worker
         self.executor = ProcessPoolExecutor(
-            self.workers, mp_context=get_context("forkserver"), initializer=_start_worker
+            self.workers, mp_context=context, initializer=_start_worker
         )
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ from resnet_ffcv.manifest import FORMAT_VERSION, Manifest, Pages, manifest_path,
 from resnet_ffcv.sources import Source, Split
 from resnet_ffcv.workers import Encoded, Pool, Task, add_pixels
 
-PROBES = 200  # images that the size of a split is judged by
+PROBES = 100  # images that the size of a split is judged by
 # In a task for a worker: images at most, and bytes of files, so that few large ones are in memory.
 TASK_FILES, TASK_ARRAYS, TASK_BYTES = 16, 500, 1 << 22
 
@@ -277,7 +277,7 @@ class PageWriter:
 
     def __init__(self, file: IO[bytes], first: int, page_size: int) -> None:
         self.file, self.first, self.page_size = file, first, page_size
-        self.page = bytearray()
+        self.page, self.used = bytearray(page_size), 0
         self.crc32: list[str] = []
         self.allocations: list[tuple[int, int, int]] = []
         file.seek(first)
@@ -289,20 +289,21 @@ class PageWriter:
 
     def place(self, data: bytes) -> int:
         """Adds the next sample, of a page at most; returns its offset in the file."""
-        if len(self.page) + len(data) > self.page_size:
+        if self.used + len(data) > self.page_size:
             self.flush()
-        offset = self.end + len(self.page)
-        self.page += data
+        offset = self.end + self.used
+        self.page[self.used : self.used + len(data)] = data
+        self.used += len(data)
         self.allocations.append((len(self.allocations), offset, len(data)))
         return offset
 
     def flush(self) -> None:
         """Writes the page, filled up with zeros, if anything is in it."""
-        if self.page:
-            self.page += bytes(self.page_size - len(self.page))
+        if self.used:
+            self.page[self.used :] = bytes(self.page_size - self.used)
             self.file.write(self.page)
             self.crc32.append(f"{zlib.crc32(self.page):08x}")
-            self.page.clear()
+            self.used = 0
 
 
 @dataclass

@@ -9,10 +9,13 @@ from resnet_ffcv.kernels import status
 from resnet_ffcv.kernels.colour import GRAY, HALF, split_colour
 from resnet_ffcv.kernels.compiling import kernel
 from resnet_ffcv.kernels.geometry import Window, make_axes
+from resnet_ffcv.kernels.memory import load_byte, store_byte
 from resnet_ffcv.kernels.planes import Planes, count_planes_work, resample_planes
 from resnet_ffcv.kernels.resample import ANY_LINE, LANES, Plane
 from resnet_ffcv.kernels.taps import axis_words, make_half_axis
+from resnet_ffcv.kernels.vector import I8, Scalar, load, store, transpose, vector_kernel
 
+SIDE = 8  # of a tile that is transposed at a time
 PADDING_BYTES = LANES  # so that whole vectors can be read at the end
 
 
@@ -23,6 +26,31 @@ def yuv420_bytes(height: int, width: int, colour: int) -> int:
     return luma + (2 * half if colour == HALF else 0) + PADDING_BYTES
 
 
+@vector_kernel
+def transpose_tile(source: Scalar, step: Scalar, out: Scalar, out_step: Scalar) -> None:
+    """SIDE x SIDE bytes; rows are `step` and `out_step` bytes apart."""
+    rows = [load(source + step * row, I8, SIDE) for row in range(SIDE)]
+    for column, values in enumerate(transpose(rows)):
+        store(out + out_step * column, values)
+
+
+@kernel
+def store_columns(plane: np.ndarray, out: int) -> None:
+    """Writes uint8 (height, width), contiguous, column by column."""
+    height, width = plane.shape
+    begin = plane.ctypes.data
+    for y in range(0, height, SIDE):
+        for x in range(0, width, SIDE):
+            place, target = begin + y * width + x, out + x * height + y
+            if y + SIDE <= height and x + SIDE <= width:
+                transpose_tile(place, width, target, height)
+            else:
+                for row in range(min(SIDE, height - y)):
+                    for column in range(min(SIDE, width - x)):
+                        value = load_byte(place + row * width + column)
+                        store_byte(target + column * height + row, value)
+
+
 @kernel
 def encode_yuv420(rgb: np.ndarray, colour: int, out: np.ndarray) -> None:
     """Fills uint8 (yuv420_bytes,) with the form of uint8 (height, width, 3)."""
@@ -30,11 +58,11 @@ def encode_yuv420(rgb: np.ndarray, colour: int, out: np.ndarray) -> None:
     half_height, half_width = (height + 1) // 2, (width + 1) // 2
     y, cb, cr = split_colour(rgb)
     luma, half = height * width, half_height * half_width
-    out[:luma].reshape(width, height)[:] = y.T
+    store_columns(y, out.ctypes.data)
     end = luma
     if colour == HALF:
-        out[luma : luma + half].reshape(half_width, half_height)[:] = cb.T
-        out[luma + half : luma + 2 * half].reshape(half_width, half_height)[:] = cr.T
+        store_columns(cb, out.ctypes.data + luma)
+        store_columns(cr, out.ctypes.data + luma + half)
         end += 2 * half
     out[end:] = 0
 
