@@ -293,6 +293,54 @@ def compare_threads(folder: Path, passes: int) -> tuple[Ratio, Ratio]:
     return decoding, Ratio.of(times["spin 1"], times["spin 2"])
 
 
+# Start -----------------------------------------------------------------------------------
+
+START = """
+import sys, time
+from benchmarks import stock
+from resnet_ffcv import decoders
+from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
+from ffcv.loader import Loader
+path, form = sys.argv[1], sys.argv[2]
+begin = time.perf_counter()
+decoder = RandomResizedCropRGBImageDecoder if form == "jpg" else decoders.RandomResizedCrop
+loader = Loader(
+    path, batch_size=64, num_workers=1,
+    custom_fields={"image": stock.CUSTOM_FIELDS[form]} if form in stock.CUSTOM_FIELDS else {},
+    pipelines={"image": [decoder((224, 224))], "label": [IntDecoder()]},
+)
+for batch in loader:
+    print(time.perf_counter() - begin)
+    break
+sys.stdout.flush()
+import os
+os._exit(0)  # a stock Loader's thread can abort the process
+"""
+
+
+def measure_start(
+    folder: Path, _images: list[np.ndarray], arguments: argparse.Namespace, _what: str
+) -> dict[str, Any]:
+    """Seconds from before a stock Loader's constructor to its first batch, in new processes."""
+    result: dict[str, list[float]] = {}
+    for name, form in (("dct, first start", "dct"), ("dct", "dct"), ("FFCV jpg", "jpg")):
+        result[name] = []
+        for number in range(1 if "first" in name else min(arguments.passes, 5)):
+            cache = {"RESNET_FFCV_CACHE": str(folder / "cache")}
+            done = subprocess.run(
+                [sys.executable, "-c", START, str(folder / f"{form}.beton"), form],
+                env={**os.environ, **cache}, capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            result[name].append(float(done.stdout))
+            if number == 0 and done.stderr.strip():
+                console.print(f"{name} says: {done.stderr.strip()}")
+    rows = [
+        (name, f"{median(s):.2f}", f"{min(s):.2f} to {max(s):.2f}") for name, s in result.items()
+    ]
+    show_table("a stock Loader's first batch", ("", "seconds", "spread"), rows)
+    return dict(result)
+
+
 # All -------------------------------------------------------------------------------------
 
 
@@ -306,7 +354,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 192, 160, 128])
     parser.add_argument("--passes", type=int, default=8, help="over all images (8)")
     parser.add_argument("--batch", type=int, default=64, help="images a call (64)")
-    parser.add_argument("--only", choices=("decoders", "cifar", "loader", "threads", "builds"))
+    parser.add_argument("--only", choices=tuple(PARTS))
     parser.add_argument("--picture", type=Path, help="draws speed against bytes into this .png")
     return parser.parse_args(argv)
 
@@ -414,6 +462,7 @@ PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "cifar": measure_cifar,
     "loader": measure_loader,
     "threads": measure_threads,
+    "start": measure_start,
     "builds": measure_builds,
 }
 

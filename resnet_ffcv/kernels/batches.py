@@ -22,7 +22,7 @@ import numba
 import numpy as np
 
 from resnet_ffcv.kernels import status
-from resnet_ffcv.kernels.compiling import kernel, threaded_kernel
+from resnet_ffcv.kernels.compiling import inlined_kernel, kernel, threaded_kernel
 from resnet_ffcv.kernels.dct import Tables, count_dct_work, decode_dct, make_tables
 from resnet_ffcv.kernels.geometry import Window, count_axis_words, is_inside, read_window
 from resnet_ffcv.kernels.jpeg import count_jpeg_work, decode_jpeg
@@ -52,12 +52,13 @@ def decode_samples(
     padded, colour = fill is not None, fill or (0, 0, 0)
     words = check_samples(form, regions, rows, windows, filter_, padded, size, statuses)
     threads = max(1, min(threads, len(rows)))
-    decode = decode_on_threads if threads > 1 else decode_alone
+    work, counter = _work(threads, words), np.zeros(1, np.int64)
     _, inverse, means = tables or make_tables(100)
-    decode(
-        form, regions, rows, windows, filter_, padded, colour, inverse, means, out, statuses,
-        _work(threads, words), np.zeros(1, np.int64),
-    )  # fmt: skip
+    arguments = form, regions, rows, windows, filter_, padded, colour, inverse, means, out, statuses
+    if threads > 1:
+        decode_on_threads(*arguments, work, counter)
+    else:
+        decode_some(*arguments, work[0], counter)
     return statuses
 
 
@@ -108,24 +109,7 @@ def check_samples(
     return words + (size[0] * size[1] + 16 if padded else 0)
 
 
-@kernel
-def decode_image(
-    mode: int, address: int, size: int, height: int, width: int, window: Window, filter_: int,
-    out: int, out_height: int, out_width: int, work: np.ndarray,
-) -> int:  # fmt: skip
-    """A window of an image of FFCV's own field; returns a status."""
-    if mode == RAW_MODE:
-        return decode_raw(
-            address, size, height, width, window, filter_, out, out_height, out_width, work
-        )
-    if mode == JPEG_MODE:
-        return decode_jpeg(
-            address, size, height, width, window, filter_, out, out_height, out_width, work
-        )
-    return status.BAD_ROW
-
-
-@kernel
+@inlined_kernel
 def decode_window(
     form: int, address: int, size: int, row: np.ndarray, window: Window, filter_: int,
     tables: np.ndarray, means: np.ndarray, out: int, out_height: int, out_width: int,
@@ -133,15 +117,19 @@ def decode_window(
 ) -> int:  # fmt: skip
     """A window inside an image of any form; returns a status."""
     height, width, colour, table = row[0], row[1], row[2], row[3]
-    if form == IMAGE:
-        return decode_image(
-            colour, address, size, height, width, window, filter_, out, out_height, out_width, work
+    if form == IMAGE and colour == RAW_MODE:
+        return decode_raw(
+            address, size, height, width, window, filter_, out, out_height, out_width, work
+        )
+    if form == IMAGE and colour == JPEG_MODE:
+        return decode_jpeg(
+            address, size, height, width, window, filter_, out, out_height, out_width, work
         )
     if form == YUV420:
         return decode_yuv420(
             address, size, height, width, colour, window, filter_, out, out_height, out_width, work
         )
-    if table < 0 or table >= len(tables):
+    if form != DCT or table < 0 or table >= len(tables):
         return status.BAD_ROW
     return decode_dct(
         address, size, height, width, colour, tables[table], means[table], window, filter_,
@@ -149,7 +137,7 @@ def decode_window(
     )  # fmt: skip
 
 
-@kernel
+@inlined_kernel
 def decode_padded(
     form: int, address: int, size: int, row: np.ndarray, window: Window, filter_: int,
     fill: tuple[int, int, int], tables: np.ndarray, means: np.ndarray, out: int, out_height: int,
@@ -191,7 +179,7 @@ def decode_some(
     padded: bool, fill: tuple[int, int, int], tables: np.ndarray, means: np.ndarray,
     out: np.ndarray, statuses: np.ndarray, work: np.ndarray, counter: np.ndarray,
 ) -> None:  # fmt: skip
-    """One thread's share."""
+    """One thread's share; `work` is its own, int32 (words,)."""
     tall, wide = out.shape[1], out.shape[2]
     while True:
         i = take_next(counter.ctypes.data)
@@ -227,16 +215,3 @@ def decode_on_threads(
             form, regions, rows, windows, filter_, padded, fill, tables, means, out, statuses,
             work[thread], counter,
         )  # fmt: skip
-
-
-@kernel
-def decode_alone(
-    form: int, regions: np.ndarray, rows: np.ndarray, windows: np.ndarray, filter_: int,
-    padded: bool, fill: tuple[int, int, int], tables: np.ndarray, means: np.ndarray,
-    out: np.ndarray, statuses: np.ndarray, work: np.ndarray, counter: np.ndarray,
-) -> None:  # fmt: skip
-    """decode_on_threads on the thread that calls it."""
-    decode_some(
-        form, regions, rows, windows, filter_, padded, fill, tables, means, out, statuses, work[0],
-        counter,
-    )  # fmt: skip

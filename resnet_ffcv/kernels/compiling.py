@@ -62,6 +62,14 @@ def kernel(function: Function) -> Function:
     return compiled
 
 
+def inlined_kernel(function: Function) -> Function:
+    """`kernel` that becomes a part of its caller, not one more function that is compiled together
+    with all that it calls, which takes seconds for large ones.
+    """
+    inlined: Function = numba.njit(nogil=True, error_model="numpy", inline="always")(function)
+    return inlined
+
+
 def threaded_kernel(function: Function) -> Function:
     """`kernel`, but `numba.prange` in it runs on numba's threads."""
     compiled: Function = _compile(function, parallel=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numba import types
 
 from resnet_ffcv.kernels import status
-from resnet_ffcv.kernels.compiling import kernel
+from resnet_ffcv.kernels.compiling import inlined_kernel, kernel
 from resnet_ffcv.kernels.geometry import Window, choose_eighths, make_axes, scaled, shrink_window
 from resnet_ffcv.kernels.planes import Planes, count_planes_work, resample_planes
 from resnet_ffcv.kernels.raw import count_rgb_work, resample_rgb
@@ -91,7 +91,7 @@ def decode_jpeg(
     return found
 
 
-@kernel
+@inlined_kernel
 def decode_planes(
     handle: int, address: int, size: int, shape: tuple[int, int], sampling: int, window: Window,
     filter_: int, out: int, out_shape: tuple[int, int], work: np.ndarray,
@@ -135,7 +135,7 @@ def decode_planes(
     return status.WHOLE
 
 
-@kernel
+@inlined_kernel
 def decode_rgb(
     handle: int, address: int, size: int, shape: tuple[int, int], window: Window,
     filter_: int, out: int, out_shape: tuple[int, int], work: np.ndarray,

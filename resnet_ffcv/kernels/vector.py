@@ -394,4 +394,6 @@ def vector_kernel(body: Callable[..., Scalar | None]) -> Any:
     context = inspect.Parameter("typing_context", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     named = inspect.signature(body).parameters.values()
     typed.__signature__ = inspect.Signature([context, *named])  # type: ignore[attr-defined]
-    return intrinsic(typed)
+    made = intrinsic(typed)
+    made.body = body
+    return made

@@ -120,8 +120,8 @@ def test_damaged_samples_stay_inside_their_memory(form: str, at_end: bool) -> No
         windows = np.array([draw_window(rng, numbers, size, padded)], np.float64)
         filter_, statuses = int(rng.integers(CUBIC + 1)), np.empty(1, np.int32)
         words = batches.check_samples(code, regions, rows, windows, filter_, padded, size, statuses)
-        work = memory.take(4 * words).view(np.int32).reshape(1, -1)
-        batches.decode_alone(
+        work = memory.take(4 * words).view(np.int32)
+        batches.decode_some(
             code, regions, rows, windows, filter_, padded, (1, 2, 3), inverse, means, out,
             statuses, work, np.zeros(1, np.int64),
         )  # fmt: skip

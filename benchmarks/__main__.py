@@ -1,0 +1,17 @@
+"""All benchmarks, one after the other: `python -m benchmarks --photos FOLDER`."""
+
+import subprocess
+import sys
+
+from resnet_ffcv.commandline import console
+
+NAMES = ("decoders", "writing")
+
+if __name__ == "__main__":
+    for name in NAMES:
+        console.print(f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip())
+        code = subprocess.run(
+            [sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]]
+        ).returncode
+        if code:
+            raise SystemExit(code)
