@@ -62,6 +62,9 @@ def resample(image: np.ndarray, window: Window, filter_: int, out: tuple[int, in
 
 
 def psnr(image: np.ndarray, reference: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of uint8 pixels in decibels; the peak is 255."""
-    error = np.mean((image - reference) ** 2)
+    """Peak signal-to-noise ratio of uint8 pixels in decibels; the peak is 255.
+
+    68 at most: an image that is exactly right, such as a white one, would make any mean infinite.
+    """
+    error = max(float(np.mean((image - reference) ** 2)), 0.01)
     return float(10 * np.log10(255**2 / error))
