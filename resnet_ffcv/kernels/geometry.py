@@ -7,8 +7,7 @@ import numpy as np
 from resnet_ffcv.kernels.compiling import kernel
 from resnet_ffcv.kernels.taps import Axis, axis_words, count_taps, make_axis
 
-
-# Samples that are left for each output where blocks are decoded at a part of the resolution. A block
+# Samples left for each output where blocks are decoded at a part of the resolution. A block
 # of fewer samples is cut off in frequency, not averaged: with no margin that costs 1.5 dB.
 MARGIN = 1.5
 
