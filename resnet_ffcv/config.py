@@ -73,7 +73,10 @@ class ImageConfig:
         choices=("dct", "yuv420", "jpg", "raw", "smart", "proportion"),
     )
     max_resolution: int | None = key(
-        None, "pixels of the longer side, shrunk to where it is longer; null: as it is", low=1
+        None,
+        "pixels of the longer side, shrunk to where it is longer; null: as it is",
+        low=1,
+        high=65_535,
     )
     quality: int = key(
         90, "JPEG quality of what is encoded as jpg or dct; kept JPEGs stay", low=1, high=100

@@ -14,7 +14,7 @@ import numpy as np
 from numba import objmode
 from numba.core.errors import NumbaWarning
 
-from resnet_ffcv.beton import RAW, RGB_ROW
+from resnet_ffcv.beton import RAW
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.fields import DCTImageField, YUV420ImageField
 from resnet_ffcv.kernels import batches, regions, windows
@@ -86,8 +86,8 @@ def decode_batch(
         rows: of the samples.
         storage_state: where the file is; see locate.
         windows: float64 (n, 6), see kernels.geometry.read_window; or (n, views, 6).
-        out: uint8 (n, height, width, 3) or (n, views, height, width, 3), is filled; black where a
-            sample is damaged.
+        out: uint8 (n, height, width, 3) or (n, views, height, width, 3), contiguous, is filled;
+            black where a sample is damaged.
         filter_: area, triangle or cubic.
         fill: (red, green, blue). If given, windows have out's size, lie on whole pixels and may
             reach outside their images: this is what is seen there.
@@ -96,6 +96,8 @@ def decode_batch(
     Returns:
         int32 (n,) or (n, views): what became of each, of kernels.status.MEANING.
     """
+    if out.dtype != np.uint8 or not out.flags.c_contiguous:
+        raise ValueError("the images to fill are not contiguous uint8")
     form, tables = batches.IMAGE, None
     if isinstance(field, DCTImageField):
         form, tables = batches.DCT, make_tables(field.quality)
@@ -141,12 +143,22 @@ class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no 
         super().__init__()
         if filter not in FILTERS:
             raise UsageError(f"filter={filter!r}: wanted is one of {', '.join(FILTERS)}")
-        self.output_size: Size | None = None
-        if output_size is not None:
-            self.output_size = (int(output_size[0]), int(output_size[1]))
+        self.output_size = output_size
         self.filter, self.flip = filter, flip
         self.field: Any = None
         self.generator = np.random.default_rng()
+
+    @property
+    def output_size(self) -> Size | None:
+        return self._output_size
+
+    @output_size.setter
+    def output_size(self, size: Sequence[int] | None) -> None:
+        if size is not None:
+            if len(size) != 2 or min(size) < 1:
+                raise UsageError(f"output_size={size!r}: wanted is (height, width) in pixels")
+            size = (int(size[0]), int(size[1]))
+        self._output_size = size
 
     def accept_field(self, field: Any) -> None:
         self.field = field
@@ -179,10 +191,16 @@ class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no 
     ) -> np.ndarray:
         """Fills uint8 (n, *views, height, width, 3); returns the statuses (n, *views)."""
         rows = read_rows(self.field, self.metadata, indices)
+        return self._decode(self.field, indices, rows, out, storage_state, key)
+
+    def _decode(
+        self, field: Any, indices: np.ndarray, rows: Rows, out: np.ndarray,
+        storage_state: tuple[Any, ...], key: np.uint64,
+    ) -> np.ndarray:  # fmt: skip
         heights, widths = (rows.numbers[:, side].astype(np.int64) for side in (0, 1))
         samples = Samples(key, np.asarray(indices).astype(np.int64), heights, widths)
         return decode_batch(
-            self.field, rows, storage_state, self.choose_windows(samples), out,
+            field, rows, storage_state, self.choose_windows(samples), out,
             filter_=self.filter, fill=self.fill, threads=Compiler.num_threads,
         )  # fmt: skip
 
@@ -191,9 +209,9 @@ class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no 
         height, width = pixels.shape[:2]
         pixels = np.ascontiguousarray(pixels)
         memory = np.zeros(1, np.uint64), np.array([pixels.nbytes], np.uint64)
-        self.accept_globals(np.array([(RAW, width, height, 0)], RGB_ROW), None)
+        rows = Rows(np.array([[height, width, RAW, 0]], np.int32), np.zeros(1, np.int64))
         out = np.empty((1, *self.views, *(self.output_size or (height, width)), 3), np.uint8)
-        self.decode(np.zeros(1, np.int64), out, (pixels.reshape(-1), *memory), self.draw_key())
+        self._decode(None, np.zeros(1), rows, out, (pixels.reshape(-1), *memory), self.draw_key())
         shown: np.ndarray = out[0]
         return shown
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from resnet_ffcv import turbojpeg
 from resnet_ffcv.beton import FORMS, JPG, MAX_SIDE, RAW
 from resnet_ffcv.config import ImageConfig
-from resnet_ffcv.kernels import batches, dct, yuv420
+from resnet_ffcv.kernels import batches, dct, status, yuv420
 from resnet_ffcv.kernels.colour import GRAY, HALF, is_gray
 from resnet_ffcv.kernels.taps import AREA
 
@@ -161,10 +161,12 @@ def _decode_whole(
     regions = np.array([[data.ctypes.data, data.nbytes]])
     windows = np.array([[0, 0, row[0], row[1], 0, 0]], np.float64)
     out: np.ndarray = np.empty((1, *size, 3), np.uint8)
-    batches.decode_samples(
+    (found,) = batches.decode_samples(
         codec, regions, np.array([[*row, 0]], np.int32), windows, AREA, out,
         tables=dct.make_tables(quality),
     )  # fmt: skip
+    if found != status.WHOLE:
+        raise ValueError(status.MEANING[int(found)])
     whole: np.ndarray = out[0]
     return whole
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from resnet_ffcv.beton import FORM_ROW, read_arguments, write_arguments
+from resnet_ffcv.beton import FORM_ROW, MAX_SIDE, read_arguments, write_arguments
 from resnet_ffcv.encode import encode_form, fit, resize
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.loader import ARG_TYPE, Field
@@ -24,6 +24,8 @@ class _PlanarField(Field):  # type: ignore[misc]  # ffcv has no types
     def __init__(self, quality: int, max_resolution: int | None) -> None:
         if not 1 <= quality <= 100:
             raise UsageError(f"quality={quality}: wanted is a whole number from 1 to 100")
+        if max_resolution is not None and not 1 <= max_resolution <= MAX_SIDE:
+            raise UsageError(f"max_resolution={max_resolution}: wanted is None or 1 to {MAX_SIDE}")
         self.quality, self.max_resolution = quality, max_resolution
 
     @property

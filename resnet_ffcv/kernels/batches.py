@@ -22,19 +22,28 @@ import numba
 import numpy as np
 
 from resnet_ffcv.kernels import status
+from resnet_ffcv.kernels.colour import GRAY, HALF
 from resnet_ffcv.kernels.compiling import inlined_kernel, kernel, threaded_kernel
-from resnet_ffcv.kernels.dct import Tables, count_dct_work, decode_dct, make_tables
+from resnet_ffcv.kernels.dct import (
+    Tables,
+    count_all_groups,
+    count_dct_work,
+    decode_dct,
+    make_tables,
+)
 from resnet_ffcv.kernels.geometry import Window, count_axis_words, is_inside, read_window
-from resnet_ffcv.kernels.jpeg import count_jpeg_work, decode_jpeg
+from resnet_ffcv.kernels.jpeg import count_jpeg_work, decode_jpeg, find_jpeg_size
 from resnet_ffcv.kernels.memory import take_next
 from resnet_ffcv.kernels.padding import clip, fill_pixels, is_whole, place_pixels
 from resnet_ffcv.kernels.raw import count_rgb_work, decode_raw
 from resnet_ffcv.kernels.resample import align
-from resnet_ffcv.kernels.yuv420 import count_yuv420_work, decode_yuv420
+from resnet_ffcv.kernels.yuv420 import count_yuv420_work, decode_yuv420, yuv420_bytes
 
 # Forms. Beside the size, rows hold (FFCV's mode, 0), (colour, 0) and (colour, table).
 IMAGE, YUV420, DCT = 0, 1, 2
 JPEG_MODE, RAW_MODE = 0, 1  # of FFCV's image field
+
+LEAST_GROUP = 5  # bytes of a dct group and its size, at least
 
 _local = threading.local()  # of each thread that calls: memory to decode with
 
@@ -64,28 +73,51 @@ def decode_samples(
 
 def _work(threads: int, words: int) -> np.ndarray:
     """int32 (threads, words or more); the same memory in each call of a thread."""
-    memory = getattr(_local, "memory", None)
-    if memory is None or memory.shape[0] < threads or memory.shape[1] < words:
-        memory = _local.memory = np.empty((threads, words), np.int32)
+    memory: np.ndarray = getattr(_local, "memory", np.empty((0, 0), np.int32))
+    if memory.shape[0] < threads or memory.shape[1] < words:
+        shape = max(threads, memory.shape[0]), max(words, memory.shape[1])
+        memory = _local.memory = np.empty(shape, np.int32)
     return memory[:threads]
 
 
 @kernel
 def count_words(
-    form: int, height: int, width: int, window: Window, filter_: int, size: tuple[int, int]
+    form: int, row: np.ndarray, window: Window, filter_: int, size: tuple[int, int]
 ) -> int:
     """Words of `work` that a sample takes."""
-    axes = 2 * count_axis_words(window, filter_, size[0], size[1])
-    if form == IMAGE:
-        other = max(
-            count_rgb_work(height, width, size[0]),
-            count_jpeg_work(height, width, size[0], size[1]),
-        )
+    height, width = row[0], row[1]
+    if form == IMAGE and row[2] == RAW_MODE:
+        other = count_rgb_work(height, width, size[0])
+    elif form == IMAGE:
+        other = count_jpeg_work(height, width, size[0], size[1])
     elif form == YUV420:
         other = count_yuv420_work(height, size[0], size[1])
     else:
         other = count_dct_work(height, width, size[0], size[1])
-    return axes + other // 4 + 64
+    return count_axis_words(window, filter_, size[0], size[1]) + other // 4 + 64
+
+
+@kernel
+def check_size(form: int, address: int, size: int, row: np.ndarray) -> int:
+    """Whether a sample's bytes can be of an image of its row's size, by what costs little to find
+    out: memory is asked for by that size. Returns a status."""
+    height, width, colour = row[0], row[1], row[2]
+    found, fits = status.WRONG_SIZE, True
+    if height < 1 or width < 1:
+        return status.BAD_ROW
+    if form == IMAGE and colour == RAW_MODE:
+        fits = size == 3 * height * width
+    elif form == IMAGE and colour == JPEG_MODE:
+        tall, wide = find_jpeg_size(address, size)
+        fits = tall == height and wide == width
+        found = status.OTHER_JPEG_SIZE if tall > 0 else status.BAD_JPEG
+    elif form == IMAGE or (colour != GRAY and colour != HALF):
+        return status.BAD_ROW
+    elif form == YUV420:
+        fits = size == yuv420_bytes(height, width, colour)
+    else:
+        fits = size >= LEAST_GROUP * count_all_groups(height, width, colour)
+    return status.WHOLE if fits else found
 
 
 @kernel
@@ -96,16 +128,17 @@ def check_samples(
     """Finds what cannot be decoded; returns the words of `work` that the others take at most."""
     words = 0
     for i in range(len(rows)):
-        height, width, window = rows[i, 0], rows[i, 1], read_window(windows[i])
-        statuses[i] = status.WHOLE
+        row, window = rows[i], read_window(windows[i])
         if regions[i, 0] == 0:
-            statuses[i] = status.OUTSIDE_FILE
-        elif height < 1 or width < 1:
-            statuses[i] = status.BAD_ROW
-        elif not (is_whole(window, size) if padded else is_inside(window, height, width)):
-            statuses[i] = status.BAD_WINDOW
+            found = status.OUTSIDE_FILE
         else:
-            words = max(words, count_words(form, height, width, window, filter_, size))
+            found = check_size(form, regions[i, 0], regions[i, 1], row)
+        if found == status.WHOLE:
+            if is_whole(window, size) if padded else is_inside(window, row[0], row[1]):
+                words = max(words, count_words(form, row, window, filter_, size))
+            else:
+                found = status.BAD_WINDOW
+        statuses[i] = found
     return words + (size[0] * size[1] + 16 if padded else 0)
 
 

@@ -7,7 +7,7 @@ column count twice in the colour's means of 2 x 2 pixels.
 import numpy as np
 
 from resnet_ffcv.kernels.compiling import kernel
-from resnet_ffcv.kernels.memory import copy_bytes
+from resnet_ffcv.kernels.memory import copy_bytes, keep
 from resnet_ffcv.kernels.vector import I8, I16, I32, Scalar, Vector, load, store, vector_kernel
 
 GRAY, HALF = 0, 1  # an image's colour: none, or at half the resolution both ways (4:2:0)
@@ -91,4 +91,7 @@ def split_colour(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             colour_of_pixels(upper + 3 * x, lower + 3 * x, to_cb + half, to_cr + half)
         copy_bytes(cb[row // 2].ctypes.data, to_cb, cb.shape[1])
         copy_bytes(cr[row // 2].ctypes.data, to_cr, cb.shape[1])
+    keep(rows)
+    keep(luma)
+    keep(colour)
     return y, cb, cr

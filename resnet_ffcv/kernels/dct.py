@@ -22,7 +22,7 @@ from resnet_ffcv.kernels.groups import (
     pack_group,
     unpack_group,
 )
-from resnet_ffcv.kernels.memory import load_i16, load_u16, store_i16
+from resnet_ffcv.kernels.memory import keep, load_i16, load_u16, store_i16
 from resnet_ffcv.kernels.planes import Planes, count_planes_work, resample_planes
 from resnet_ffcv.kernels.quantization import quantization_tables
 from resnet_ffcv.kernels.resample import ANY_LINE, LANES, Plane, align
@@ -120,7 +120,8 @@ def encode_dct(rgb: np.ndarray, colour: int, factors: np.ndarray, out: np.ndarra
     height, width = rgb.shape[0], rgb.shape[1]
     half_height, half_width = (height + 1) // 2, (width + 1) // 2
     y, cb, cr = split_colour(rgb)
-    work = np.empty(ENCODE_BYTES, np.uint8).ctypes.data
+    room = np.empty(ENCODE_BYTES, np.uint8)
+    work = room.ctypes.data
     down, across = count_groups(height, width)
     half_down, half_across = count_groups(half_height, half_width)
     sizes, of_y, of_colour = out.ctypes.data, factors[0].ctypes.data, factors[1].ctypes.data
@@ -131,6 +132,7 @@ def encode_dct(rgb: np.ndarray, colour: int, factors: np.ndarray, out: np.ndarra
         end += encode_plane(cb, of_colour, work, sizes, end)
         sizes += 2 * half_down * half_across
         end += encode_plane(cr, of_colour, work, sizes, end)
+    keep(room)
     return end - out.ctypes.data
 
 

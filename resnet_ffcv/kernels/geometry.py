@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from resnet_ffcv.kernels.compiling import kernel
-from resnet_ffcv.kernels.taps import Axis, axis_words, count_taps, make_axis
+from resnet_ffcv.kernels.taps import Axis, axis_words, count_taps, half_taps, make_axis
 
 # Samples left for each output where blocks are decoded at a part of the resolution. A block
 # of fewer samples is cut off in frequency, not averaged: with no margin that costs 1.5 dB.
@@ -104,7 +104,8 @@ def make_axes(
 
 @kernel
 def count_axis_words(window: Window, filter_: int, out_height: int, out_width: int) -> int:
-    """32-bit words that make_axes takes, at most."""
+    """32-bit words that both axes take, at most, and those of half the resolution."""
     y = count_taps(filter_, 0.5, window.height / out_height, 0, 1 << 30)
     x = count_taps(filter_, 0.5, window.width / out_width, 0, 1 << 30)
-    return axis_words(out_height, y) + axis_words(out_width, x)
+    words = axis_words(out_height, y) + axis_words(out_width, x)
+    return words + axis_words(out_height, half_taps(y)) + axis_words(out_width, half_taps(x))

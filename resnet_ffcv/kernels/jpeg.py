@@ -13,6 +13,7 @@ from numba import types
 from resnet_ffcv.kernels import status
 from resnet_ffcv.kernels.compiling import inlined_kernel, kernel
 from resnet_ffcv.kernels.geometry import Window, choose_eighths, make_axes, scaled, shrink_window
+from resnet_ffcv.kernels.memory import load_byte
 from resnet_ffcv.kernels.planes import Planes, count_planes_work, resample_planes
 from resnet_ffcv.kernels.raw import count_rgb_work, resample_rgb
 from resnet_ffcv.kernels.resample import ANY_LINE, LANES, Plane, align
@@ -42,6 +43,23 @@ for _name in _SIGNATURES:
 tj_init_decompress, tj_destroy, tj_decompress_header, tj_decompress_planes, tj_decompress = (
     types.ExternalFunction(name, signature) for name, signature in _SIGNATURES.items()
 )
+
+
+@kernel
+def find_jpeg_size(address: int, size: int) -> tuple[int, int]:
+    """(height, width) of a JPEG, by its frame's header (ITU-T T.81, B.2.2); (0, 0) without one."""
+    place = 2
+    while place + 9 <= size and load_byte(address + place) == 0xFF:
+        marker = load_byte(address + place + 1)
+        if marker == 0xFF:  # fills
+            place += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            numbers = address + place + 5
+            height = 256 * load_byte(numbers) + load_byte(numbers + 1)
+            return height, 256 * load_byte(numbers + 2) + load_byte(numbers + 3)
+        else:
+            place += 2 + 256 * load_byte(address + place + 2) + load_byte(address + place + 3)
+    return 0, 0
 
 
 @kernel

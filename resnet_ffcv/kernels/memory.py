@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from resnet_ffcv.kernels.compiling import kernel
 
 
 def _loader(bits: int, signed: bool) -> Any:
@@ -81,6 +84,12 @@ def copy_bytes(typing_context: Any, target: Any, source: Any, count: Any) -> Any
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), generate
+
+
+@kernel
+def keep(array: np.ndarray) -> None:
+    """To be called behind the last use of an array's address: numba frees an array after the last
+    use of its name."""
 
 
 @intrinsic  # type: ignore[untyped-decorator]

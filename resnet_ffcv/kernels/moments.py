@@ -3,7 +3,7 @@
 import numpy as np
 
 from resnet_ffcv.kernels.compiling import kernel
-from resnet_ffcv.kernels.memory import load_byte, load_u32
+from resnet_ffcv.kernels.memory import keep, load_byte, load_u32
 from resnet_ffcv.kernels.vector import (
     I8,
     I16,
@@ -45,7 +45,8 @@ def add_pieces(pixels: Scalar, count: Scalar, out: Scalar) -> None:
 def add_moments(pixels: np.ndarray, totals: np.ndarray) -> None:
     """Adds uint8 (height, width, 3), contiguous, to int64 (2, 3): sums and sums of squares."""
     count = pixels.shape[0] * pixels.shape[1]
-    begin, room = pixels.ctypes.data, np.empty(6 * PIXELS, np.int32).ctypes.data
+    sums = np.empty(6 * PIXELS, np.int32)
+    begin, room = pixels.ctypes.data, sums.ctypes.data
     pieces = count // PIXELS
     for first in range(0, pieces, MOST):
         add_pieces(begin + 3 * PIXELS * first, min(MOST, pieces - first), room)
@@ -56,3 +57,4 @@ def add_moments(pixels: np.ndarray, totals: np.ndarray) -> None:
         value = load_byte(begin + place)
         totals[0, place % 3] += value
         totals[1, place % 3] += value * value
+    keep(sums)

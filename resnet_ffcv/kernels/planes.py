@@ -7,6 +7,7 @@ import numpy as np
 from resnet_ffcv.kernels.compiling import kernel
 from resnet_ffcv.kernels.memory import store_byte
 from resnet_ffcv.kernels.resample import (
+    CACHE_LINE,
     LANES,
     SPARE,
     Colour,
@@ -17,7 +18,7 @@ from resnet_ffcv.kernels.resample import (
     write_columns,
     write_rows,
 )
-from resnet_ffcv.kernels.taps import Axis, make_empty_axis
+from resnet_ffcv.kernels.taps import Axis, axis_words, make_empty_axis
 
 
 class Planes(NamedTuple):
@@ -76,4 +77,4 @@ def count_planes_work(luma_lines: int, colour_lines: int, outputs: int, second: 
         outputs, second: of the first and of the second pass.
     """
     lines = luma_lines + 2 * colour_lines + 7 * LANES
-    return 128 + SPARE + lines * line_bytes(outputs) + 8 * (second + 16)
+    return 128 + SPARE + lines * line_bytes(outputs) + 4 * axis_words(second, 1) + CACHE_LINE

@@ -36,7 +36,7 @@ def save(image: Image.Image, kind: str) -> bytes:
 
 def decode(data: bytes, shape, window: Window, filter_: int, size) -> tuple[int, np.ndarray]:
     source = np.frombuffer(data, np.uint8)
-    words = 2 * count_axis_words(window, filter_, *size)
+    words = count_axis_words(window, filter_, *size)
     work, out = Work(4 * words + count_jpeg_work(*shape, *size)), Guarded(size)
     found = decode_jpeg(
         source.ctypes.data, len(data), *shape, window, filter_, out.image.ctypes.data, *size,

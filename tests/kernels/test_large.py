@@ -78,3 +78,45 @@ def test_any_number_of_threads_gives_the_same_bits(form: str) -> None:
         assert not statuses.any()
         found.append(out)
     assert all(np.array_equal(found[0], other) for other in found[1:])
+
+
+@pytest.mark.parametrize("form", CODES)
+@pytest.mark.parametrize("gray", [True, False])
+@pytest.mark.parametrize("size", [(600, 16), (16, 600), (4_096, 1), (1, 4_096), (1, 1)])
+def test_scratch_memory_suffices(form: str, gray: bool, size: tuple[int, int]) -> None:
+    rng, tables = np.random.default_rng(0), dct.make_tables(90)
+    for side in (1, 2, 8, 70):
+        image = rng.integers(0, 256, (side, side, 3), np.uint8)
+        if gray:
+            image[:] = image[..., :1]
+        data, colour = encode_form(form, image, 90)
+        regions = np.array([[data.ctypes.data, len(data)]])
+        rows = np.array([[side, side, colour, 0]], np.int32)
+        for filter_ in (AREA, CUBIC):
+            window = np.array([[0.0, 0, side, side, 1, 0]])
+            statuses, out = np.empty(1, np.int32), np.zeros((1, *size, 3), np.uint8)
+            arguments = CODES[form], regions, rows, window, filter_, False
+            words = batches.check_samples(*arguments, size, statuses)
+            work = np.full(words + 1_000, 77, np.int32)
+            batches.decode_some(
+                *arguments, (0, 0, 0), tables.inverse, tables.means, out, statuses, work[:words],
+                np.zeros(1, np.int64),
+            )  # fmt: skip
+            assert not statuses.any()
+            assert (work[words:] == 77).all()
+
+
+def test_a_row_that_lies_asks_for_no_memory() -> None:
+    data, statuses = np.zeros(1_000, np.uint8), np.empty(1, np.int32)
+    regions, window = np.array([[data.ctypes.data, 1_000]]), np.array([[0.0, 0, 9, 9, 0, 0]])
+    for form, kind in (
+        (batches.IMAGE, 0),
+        (batches.IMAGE, 1),
+        (batches.DCT, 1),
+        (batches.YUV420, 1),
+    ):
+        rows = np.array([[65_535, 65_535, kind, 0]], np.int32)
+        assert (
+            batches.check_samples(form, regions, rows, window, AREA, False, (9, 9), statuses) == 0
+        )
+        assert statuses[0] != 0

@@ -23,7 +23,7 @@ def encode(image: np.ndarray, colour: int) -> np.ndarray:
 
 
 def decode(data, shape, colour, window: Window, filter_: int, size) -> tuple[int, np.ndarray]:
-    words = 2 * count_axis_words(window, filter_, *size)
+    words = count_axis_words(window, filter_, *size)
     work, out = Work(4 * words + count_yuv420_work(shape[0], *size)), Guarded(size)
     found = decode_yuv420(
         data.ctypes.data, len(data), *shape, colour, window, filter_,
