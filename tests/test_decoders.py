@@ -262,6 +262,39 @@ def test_arguments_say_what_a_field_is() -> None:
         DCTImageField(0)
 
 
+def test_sizes_that_cannot_be() -> None:
+    for size in ((0, 224), (224, -1), (224,)):
+        with pytest.raises(UsageError, match="output_size="):
+            decoders.CenterCrop(size)
+    decoder = decoders.CenterCrop((8, 9))
+    with pytest.raises(UsageError, match="output_size="):
+        decoder.output_size = (0, 0)
+    assert decoder.output_size == (8, 9)
+    for longest in (0, 65_536):
+        with pytest.raises(UsageError, match="max_resolution="):
+            YUV420ImageField(longest)
+    for field in (DCTImageField(90, 500), YUV420ImageField()):
+        with pytest.raises(ValueError, match=r"empty image|a side has 1 to"):
+            field.encode(np.zeros(1, FORM_ROW), np.zeros((0, 600, 3), np.uint8), lambda _: None)
+
+
+def test_a_picture_is_shown_without_a_file(images: list[np.ndarray]) -> None:
+    decoder = decoders.CenterCrop((20, 20), 1.0)
+    decoder.field = DCTImageField()
+    shown = decoder.show(images[1])
+    assert shown.shape == (20, 20, 3)
+    assert isinstance(decoder.field, DCTImageField)
+    means = images[1][2:62, 2:62].reshape(20, 3, 20, 3, 3).mean((1, 3))
+    assert np.abs(decoders.CenterCrop((20, 20), 60 / 64).show(images[1]) - means).max() <= 0.51
+
+
+def test_memory_to_fill_is_contiguous() -> None:
+    rows = decoders.Rows(np.zeros((1, 4), np.int32), np.zeros(1, np.int64))
+    for out in (np.zeros((1, 8, 16, 3), np.uint8)[:, :, :8], np.zeros((1, 8, 8, 3))):
+        with pytest.raises(ValueError, match="contiguous uint8"):
+            decoders.decode_batch(None, rows, (), np.zeros((1, 6)), out)
+
+
 def test_what_is_no_image_is_refused() -> None:
     for wrong in (np.zeros((4, 4)), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4), np.uint8)):
         with pytest.raises(ValueError, match="not uint8"):

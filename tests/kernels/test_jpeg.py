@@ -10,7 +10,7 @@ from references import resample
 
 from resnet_ffcv.kernels import status
 from resnet_ffcv.kernels.geometry import Window, choose_eighths, count_axis_words
-from resnet_ffcv.kernels.jpeg import count_jpeg_work, decode_jpeg
+from resnet_ffcv.kernels.jpeg import count_jpeg_work, decode_jpeg, find_jpeg_size
 
 KINDS = {
     "4:2:0": {"subsampling": "4:2:0"},
@@ -87,6 +87,17 @@ def test_scaled_decoding_is_libjpegs() -> None:
         seen = Window(0.0, 0.0, *map(float, reduced), False, False)
         expected = resample(theirs[..., None], seen, 0, size)[..., 0]
         assert np.abs(out[..., 0] - expected).max() <= 1.1
+
+
+def test_the_size_is_found_in_the_frame() -> None:
+    rng = np.random.default_rng(3)
+    image = Image.fromarray(rng.integers(0, 256, (30, 50, 3), np.uint8))
+    for options in ({}, {"progressive": True}, {"exif": b"Exif" + bytes(3_000)}, {"quality": 5}):
+        out = io.BytesIO()
+        image.save(out, "JPEG", **options)
+        data = np.frombuffer(out.getvalue(), np.uint8)
+        assert find_jpeg_size(data.ctypes.data, len(data)) == (30, 50)
+        assert find_jpeg_size(data.ctypes.data, 100) == (0, 0)
 
 
 def test_damage_is_told() -> None:
