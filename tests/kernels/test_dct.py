@@ -139,8 +139,8 @@ def test_reduced_blocks_are_their_formula(block: int) -> None:
     rng, quality = np.random.default_rng(block), Quality(90)
     for _ in range(20):
         shape = tuple(int(n) for n in rng.integers(65, 200, 2))
-        reduced = tuple(n * block // 24 * 3 for n in shape)
-        size = tuple(n * 2 // 3 for n in reduced)  # leaves geometry.MARGIN
+        reduced = tuple(n * block // 16 * 2 for n in shape)
+        size = tuple(n // 2 for n in reduced)  # leaves geometry.MARGIN
         window = Window(0.0, 0.0, reduced[0] * 8.0 / block, reduced[1] * 8.0 / block, False, False)
         data = encode(smooth(rng, shape), GRAY, quality)
         assert choose_eighths(window, *size) == block

@@ -71,8 +71,8 @@ def test_scaled_decoding_is_libjpegs() -> None:
     for case in range(40):
         shape, eighths = draw_size(rng, 300), (4, 2, 1)[case % 3]
         data = save(smooth(rng, shape), "gray")
-        reduced = tuple(max(3, n * eighths // 24 * 3) for n in shape)
-        size = tuple(n * 2 // 3 for n in reduced)  # leaves geometry.MARGIN
+        reduced = tuple(max(2, n * eighths // 16 * 2) for n in shape)
+        size = tuple(n // 2 for n in reduced)  # leaves geometry.MARGIN
         window = Window(
             0.0, 0.0, reduced[0] * 8.0 / eighths, reduced[1] * 8.0 / eighths, False, False
         )
