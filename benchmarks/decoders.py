@@ -80,7 +80,7 @@ MIXED = Entry("FFCV half jpg, half raw", "proportion", None)
 class Figures:
     """What was measured of an entry: microseconds and bytes an image, decibels by reference.
 
-    `ratio`: how many times faster than FFCV on its own form of file.
+    `ratio`: how many times faster than FFCV's jpg; of raw, than FFCV's raw.
     """
 
     microseconds: float
@@ -89,12 +89,11 @@ class Figures:
     psnr: dict[str, float]
 
 
-def make_windows(pipeline: stock.Pipeline, size: int) -> np.ndarray:
-    """float64 (n, 6): FFCV's random-resized windows of a file's images."""
+def make_windows(images: list[np.ndarray], size: int) -> np.ndarray:
+    """float64 (n, 6): random-resized windows of the images, those that KEY gives."""
     decoder = decoders.RandomResizedCrop((size, size))
-    rows, count = pipeline.metadata, len(pipeline.metadata)
-    heights, widths = (rows[side].astype(np.int64) for side in ("height", "width"))
-    return decoder.choose_windows(decoders.Samples(KEY, np.arange(count), heights, widths))
+    heights, widths = (np.array([image.shape[side] for image in images]) for side in (0, 1))
+    return decoder.choose_windows(decoders.Samples(KEY, np.arange(len(images)), heights, widths))
 
 
 def open_entry(
@@ -111,33 +110,31 @@ def open_entry(
 
 
 def compare(
-    entries: Sequence[Entry], folder: Path, images: list[np.ndarray], size: int,
-    arguments: argparse.Namespace,
+    entries: Sequence[Entry], folder: Path, windows: np.ndarray, wanted: dict[str, np.ndarray],
+    size: int, arguments: argparse.Namespace,
 ) -> dict[str, Figures]:  # fmt: skip
-    """Times and pixels of competitors at one output size."""
-    first = stock.Pipeline(folder / "jpg.beton", [stock.GivenCrops((8, 8), np.ones((1, 4)))], 1)
-    windows = make_windows(first, size)
+    """Times of competitors at one output size, and their pixels against `wanted` by reference."""
+    count = len(windows)
     opened = {e.name: open_entry(e, folder, size, windows, arguments.batch) for e in entries}
 
     def run_all(name: str) -> list[np.ndarray]:
         pipeline, begin = opened[name]
         begin()
-        return [pipeline.run(indices) for indices in pipeline.batches(len(images))]
+        return [pipeline.run(indices) for indices in pipeline.batches(count)]
 
     times = interleave(
         {name: lambda name=name: run_all(name) for name in opened},  # type: ignore[misc]
         arguments.passes,
         what=f"decode to {size} x {size}",
     )
-    wanted = {name: make_references(images, windows, name, size) for name in REFERENCES}
     found = {}
     for entry in entries:
         pipeline, begin = opened[entry.name]
         begin()
-        shown = [pipeline.run(i).copy() for i in pipeline.batches(len(images))]
+        shown = [pipeline.run(i).copy() for i in pipeline.batches(count)]
         pixels = np.concatenate(shown)
         found[entry.name] = Figures(
-            microseconds=median(times[entry.name]) / len(images) * 1e6,
+            microseconds=median(times[entry.name]) / count * 1e6,
             ratio=Ratio.of(times[entry.rival], times[entry.name]),
             bytes=pipeline.bytes,
             psnr={name: mean_psnr(pixels, truth) for name, truth in wanted.items()},
@@ -160,12 +157,13 @@ def mean_psnr(pixels: np.ndarray, reference: np.ndarray) -> float:
     return mean(psnr(image, np.clip(wanted, 0, 255)) for image, wanted in pairs)
 
 
-def accurate_ffcv(folder: Path, images: list[np.ndarray], size: int) -> dict[str, float]:
+def accurate_ffcv(
+    folder: Path, windows: np.ndarray, wanted: dict[str, np.ndarray], size: int
+) -> dict[str, float]:
     """PSNR of FFCV's jpg if it decoded with libjpeg's accurate DCT instead of its fast one."""
     pipeline = stock.Pipeline(folder / "jpg.beton", [stock.GivenCrops((8, 8), np.ones((1, 4)))], 1)
-    windows = make_windows(pipeline, size)
     file, starts, sizes = pipeline.context.state
-    out = np.zeros((len(images), size, size, 3), np.uint8)
+    out = np.zeros((len(windows), size, size, 3), np.uint8)
     for row, window, target_ in zip(pipeline.metadata, windows, out, strict=True):
         begin = int(row["data_ptr"])
         length = int(sizes[np.searchsorted(starts, begin)])
@@ -173,9 +171,7 @@ def accurate_ffcv(folder: Path, images: list[np.ndarray], size: int) -> dict[str
         pixels = turbojpeg.decode(content, int(row["width"]), int(row["height"]), "RGB")
         y, x, tall, wide = (int(number) for number in window[:4])
         resize_crop(pixels, y, y + tall, x, x + wide, target_)
-    return {
-        name: mean_psnr(out, make_references(images, windows, name, size)) for name in REFERENCES
-    }
+    return {name: mean_psnr(out, truth) for name, truth in wanted.items()}
 
 
 def show_figures(title: str, found: dict[str, Figures]) -> None:
@@ -227,10 +223,10 @@ def compare_loaders(folder: Path, count: int, passes: int) -> tuple[Times, Times
     indices = np.tile(np.arange(count), max(1, 2_000 // count))
     loaders = {}
     for name, (decoder, form) in made.items():
-        custom = {"image": stock.CUSTOM_FIELDS[form]} if form in stock.CUSTOM_FIELDS else {}
         loaders[name] = Loader(
             str(folder / f"{form}.beton"), batch_size=64, num_workers=1, drop_last=False,
-            order=OrderOption.RANDOM, indices=indices, custom_fields=custom,
+            order=OrderOption.RANDOM, indices=indices,
+            custom_fields=stock.custom_fields(form),
             pipelines={"image": [decoder, ToTensor()], "label": [IntDecoder(), ToTensor()]},
         )  # fmt: skip
     wall: Times = {name: [] for name in made}
@@ -306,7 +302,7 @@ begin = time.perf_counter()
 decoder = RandomResizedCropRGBImageDecoder if form == "jpg" else decoders.RandomResizedCrop
 loader = Loader(
     path, batch_size=64, num_workers=1,
-    custom_fields={"image": stock.CUSTOM_FIELDS[form]} if form in stock.CUSTOM_FIELDS else {},
+    custom_fields=stock.custom_fields(form),
     pipelines={"image": [decoder((224, 224))], "label": [IntDecoder()]},
 )
 for batch in loader:
@@ -383,10 +379,12 @@ def measure_decoders(
     for size in arguments.sizes:
         first = size == arguments.sizes[0]
         entries = FFCV + AREA + ([*OTHERS, MIXED] if first else OTHERS[:1])
-        found = compare(entries, folder, images, size, arguments)
+        windows = make_windows(images, size)
+        wanted = {name: make_references(images, windows, name, size) for name in REFERENCES}
+        found = compare(entries, folder, windows, wanted, size, arguments)
         show_figures(f"{size} x {size} of {what}", found)
         if first:
-            figures = accurate_ffcv(folder, images, size)
+            figures = accurate_ffcv(folder, windows, wanted, size)
             by_reference = ", ".join(f"{db:.2f} dB ({name})" for name, db in figures.items())
             console.print(
                 f"FFCV jpg with libjpeg's accurate DCT instead of its fast one: {by_reference}"

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 
-from resnet_ffcv.fields import DCTImageField, YUV420ImageField
+from resnet_ffcv.fields import FIELDS, DCTImageField, YUV420ImageField
 from resnet_ffcv.kernels.memory import load_u32, take_next
 from resnet_ffcv.loader import Compiler
 
@@ -21,7 +20,10 @@ from ffcv.pipeline.state import State  # isort: skip
 from ffcv.reader import Reader  # isort: skip
 from ffcv.writer import DatasetWriter  # isort: skip
 
-CUSTOM_FIELDS = {"dct": DCTImageField, "yuv420": YUV420ImageField}
+
+def custom_fields(form: str) -> dict[str, type]:
+    """What FFCV's Reader and Loader are to be told of a form of image."""
+    return {"image": FIELDS[form]} if form in FIELDS else {}
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,7 @@ class Pipeline:
     """The image pipeline of a file, as FFCV's Loader compiles and calls it, batch by batch."""
 
     def __init__(self, path: Path, operations: Sequence[Any], batch: int) -> None:
-        custom = {"image": CUSTOM_FIELDS[path.stem]} if path.stem in CUSTOM_FIELDS else {}
-        reader = Reader(str(path), custom)
+        reader = Reader(str(path), custom_fields(path.stem))
         self.metadata, self.batch = reader.metadata["f0"], batch
         manager = OSCacheManager(reader)
         read = manager.compile_reader()
@@ -111,9 +112,8 @@ class GivenCrops(RandomResizedCropRGBImageDecoder):  # type: ignore[misc]  # ffc
     def get_crop_generator(self) -> Any:
         place, crops, count = self.place.ctypes.data, self.crops.ctypes.data, len(self.crops)
 
-        @njit(nogil=True)  # type: ignore[untyped-decorator]
         def next_crop(*_: Any) -> tuple[int, int, int, int]:
             row = crops + 16 * (take_next(place) % count)
             return load_u32(row), load_u32(row + 4), load_u32(row + 8), load_u32(row + 12)
 
-        return next_crop.py_func
+        return next_crop  # FFCV compiles it
