@@ -1,7 +1,12 @@
 """Files that appear whole or not at all."""
 
+import errno
+import fcntl
+import itertools
+import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +30,78 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise FailureError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+def open_past_cache(path: Path, flags: int) -> int:
+    """os.open, for large blocks that need not pass through the page cache.
+
+    There they would cost more than to be encoded, and push out what others keep in it; and what is
+    read back would come from it, not from the disk.
+    """
+    try:
+        return os.open(path, flags | os.O_DIRECT, 0o666)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.open(path, flags, 0o666)  # the file system knows no other way
+
+
+def _through_cache(handle: int, error: OSError) -> None:
+    """From now on; where that was the way already, raises the error."""
+    flags = fcntl.fcntl(handle, fcntl.F_GETFL)
+    if error.errno != errno.EINVAL or not flags & os.O_DIRECT:
+        raise error
+    fcntl.fcntl(handle, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+
+
+def write_at(handle: int, content: memoryview, offset: int) -> None:
+    """Writes a buffer whole.
+
+    Past the cache, its address, size and offset are multiples of the disk's blocks; where that is
+    not enough, the cache serves.
+    """
+    while content:
+        try:
+            count = os.pwrite(handle, content, offset)
+        except OSError as error:
+            _through_cache(handle, error)
+            continue
+        content, offset = content[count:], offset + count
+
+
+def read_blocks(path: Path, size: int) -> Iterator[memoryview]:
+    """A file in blocks of `size` bytes, a power of two from 4,096, the last as long as it is.
+
+    A block is valid until the next one; that is read meanwhile.
+    """
+    handle = open_past_cache(path, os.O_RDONLY)
+    buffers = [memoryview(mmap.mmap(-1, size)) for _ in range(2)]  # their addresses are multiples
+    try:
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(_read_at, handle, buffers[0], 0)
+            for number in itertools.count(1):
+                block = coming.result()
+                coming = reader.submit(_read_at, handle, buffers[number % 2], number * size)
+                if not block:
+                    return
+                yield block
+    finally:
+        os.close(handle)
+
+
+def _read_at(handle: int, buffer: memoryview, offset: int) -> memoryview:
+    """What the file has from `offset`, as much as fits."""
+    filled = 0
+    while filled < len(buffer):
+        try:
+            count = os.preadv(handle, [buffer[filled:]], offset + filled)
+        except OSError as error:
+            _through_cache(handle, error)
+            continue
+        if count == 0:
+            break
+        filled += count
+    return buffer[:filled]
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,15 +1,18 @@
-"""The processes that encode, for the writer."""
+"""The processes that encode, for the writer.
+
+Tasks and results go through memory that coordinator and worker share, and the pipe between them
+carries but their sizes: a pipe copies 64 kB at a time, and fills up.
+"""
 
 import os
+import pickle
 import signal
-import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context, reduction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +22,8 @@ from resnet_ffcv.errors import FailureError
 from resnet_ffcv.kernels.moments import add_moments
 
 MEAN_SIDE = 256  # pixels a side up to which a mean of each place is kept
+TASKS = 3  # of a worker at once: one it encodes, the others wait for it or for the coordinator
+PLACE_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -37,22 +42,25 @@ class Encoded:
 
     `moments` int64 (2, 3) are the sums of each channel of the stored pixels and of its squares;
     `sums` int64 (height, width, 3) adds the images up, None where they are large or of different
-    sizes.
+    sizes. `failure` names the image that could not be stored, and why.
     """
 
     images: list[Stored]
     moments: np.ndarray
     sums: np.ndarray | None
+    failure: str = ""
 
 
-def encode_task(task: Task, image: ImageConfig, seed: int) -> Encoded:
-    """A worker's work. Raises FailureError with the image's name and what is wrong with it."""
+def encode_task(task: Task, image: ImageConfig, seed: int, memory: "Memory") -> Encoded:
+    """A worker's work; tells through `memory` which image it is at."""
     result = Encoded([], np.zeros((2, 3), np.int64), None)
-    for index, item, name in zip(task.indices, task.items, task.names, strict=True):
+    for place, (index, item) in enumerate(zip(task.indices, task.items, strict=True)):
+        memory.tell(place)
         try:
             stored, pixels = encode(read(item), image, draw(seed, task.split, index))
         except Exception as error:  # Pillow's plugins raise nearly anything
-            raise FailureError(f"{name} cannot be stored: {error}") from error
+            result.failure = f"{task.names[place]} cannot be stored: {error}"
+            break
         result.images.append(stored)
         add_moments(pixels, result.moments)
         if max(pixels.shape) <= MEAN_SIDE and len(result.images) == 1:
@@ -69,59 +77,179 @@ def add_pixels(sums: np.ndarray | None, more: np.ndarray | None) -> np.ndarray |
     return total
 
 
-class Pool:
-    """Worker processes; results come in the order of the tasks.
+class Memory:
+    """Memory that a worker gets at its start and shares from then on.
 
-    They are not forked: a fork of a process with threads may hang.
+    It has no name, in /dev/shm or elsewhere, that a killed process could leave behind.
     """
 
-    def __init__(self, workers: int | None) -> None:
-        self.workers = workers or len(os.sched_getaffinity(0))
-        context = get_context("forkserver")
-        context.set_forkserver_preload([__name__])  # imported once, not by each worker
-        self.executor = ProcessPoolExecutor(
-            self.workers, mp_context=context, initializer=_start_worker
-        )
+    def __init__(self) -> None:
+        self.handle = os.memfd_create("resnet-ffcv")
+
+    def __getstate__(self) -> Any:
+        return reduction.DupFd(self.handle)
+
+    def __setstate__(self, state: Any) -> None:
+        self.handle = state.detach()
 
     def close(self) -> None:
-        """Ends the workers; waits for those that encode."""
-        self.executor.shutdown(wait=True, cancel_futures=True)
+        os.close(self.handle)
+
+    def put(self, content: object) -> None:
+        with self._open("wb") as file:
+            pickle.dump(content, file, pickle.HIGHEST_PROTOCOL)
+
+    def get(self) -> Any:
+        with self._open("rb") as file:
+            return pickle.load(file)
+
+    def _open(self, mode: str) -> Any:
+        file = os.fdopen(self.handle, mode, closefd=False)
+        file.seek(PLACE_BYTES)
+        return file
+
+    def tell(self, place: int) -> None:
+        """Leaves a number in front of the content."""
+        os.pwrite(self.handle, place.to_bytes(PLACE_BYTES, "little"), 0)
+
+    def told(self) -> int:
+        return int.from_bytes(os.pread(self.handle, PLACE_BYTES, 0), "little")
+
+
+@dataclass
+class Handed:
+    """A task that a worker has, and the memory it lies in; then, when it is done, its result."""
+
+    task: Task
+    worker: "Worker"
+    memory: int
+    done: bool = False
+
+    def result(self) -> Encoded:
+        """What the worker made of it; its memory serves the next task."""
+        encoded: Encoded = self.worker.memories[self.memory].get()
+        self.worker.free.append(self.memory)
+        if encoded.failure:
+            raise FailureError(encoded.failure)
+        return encoded
+
+
+class Worker:
+    """A process that encodes. It is not forked: a fork of a process with threads may hang."""
+
+    def __init__(self, context: Any) -> None:
+        self.memories = [Memory() for _ in range(TASKS)]
+        self.free = list(range(TASKS))
+        self.unanswered: deque[Handed] = deque()
+        self.pipe, its_end = context.Pipe()
+        self.process = context.Process(target=work, args=(its_end, self.memories), daemon=True)
+        self.process.start()
+        its_end.close()  # so that the pipe ends with the worker
+
+    def hand(self, task: Task, image: ImageConfig, seed: int) -> Handed:
+        handed = Handed(task, self, self.free.pop())
+        memory = self.memories[handed.memory]
+        memory.tell(0)
+        memory.put((task, image, seed))
+        self.unanswered.append(handed)
+        try:
+            self.pipe.send(handed.memory)
+        except OSError:
+            raise self.failure() from None
+        return handed
+
+    def receive(self) -> None:
+        """Takes the answer to its first task; waits for it."""
+        try:
+            self.pipe.recv()
+        except (EOFError, OSError):
+            raise self.failure() from None
+        self.unanswered.popleft().done = True
+
+    def failure(self) -> FailureError:
+        """What to say of a worker that ended."""
+        self.process.join(1)
+        code = self.process.exitcode
+        at = self.unanswered[0]
+        name = at.task.names[self.memories[at.memory].told()]
+        if code == -signal.SIGKILL:
+            return FailureError(
+                f"a worker was killed, for lack of memory perhaps, at {name}; try fewer "
+                "writer.workers"
+            )
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        return FailureError(f"a worker ended ({how}) at {name}")
+
+    def end(self) -> None:
+        self.process.kill()  # it has nothing that anyone would miss
+        self.process.join()
+        self.pipe.close()
+        for memory in self.memories:
+            memory.close()
+
+
+def work(pipe: "connection.Connection[int, int]", memories: list[Memory]) -> None:
+    """The life of a worker."""
+    # Ctrl-C reaches the whole process group; only the coordinator answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        try:
+            number = pipe.recv()
+        except EOFError:  # the coordinator was killed
+            return
+        memory = memories[number]
+        task, image, seed = memory.get()
+        memory.put(encode_task(task, image, seed, memory))
+        pipe.send(number)
+
+
+class Pool:
+    """Workers; results come in the order of the tasks."""
+
+    def __init__(self, workers: int | None) -> None:
+        context = get_context("forkserver")
+        context.set_forkserver_preload([__name__])  # imported once, not by each worker
+        self.workers: list[Worker] = []
+        try:
+            for _ in range(workers or len(os.sched_getaffinity(0))):
+                self.workers.append(Worker(context))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the workers, whatever they do."""
+        for worker in self.workers:
+            worker.end()
 
     def encode(self, tasks: Iterator[Task], image: ImageConfig, seed: int) -> Iterator[Encoded]:
-        """Encodes tasks, a bounded number of them ahead of the caller.
+        """Encodes tasks, TASKS of each worker ahead of the caller; to be taken to its end.
 
         Raises:
             FailureError: of an image, or of a worker that was killed.
         """
-        ahead: deque[tuple[Task, Future[Encoded]]] = deque()
-        for task in tasks:
-            ahead.append((task, self.executor.submit(encode_task, task, image, seed)))
-            if len(ahead) > 2 * self.workers:
-                yield _result(*ahead.popleft())
-        while ahead:
-            yield _result(*ahead.popleft())
+        handed: deque[Handed] = deque()
+        while True:
+            for worker in self._idlest():
+                task = next(tasks, None)
+                if task is None:
+                    break
+                handed.append(worker.hand(task, image, seed))
+            if not handed:
+                return
+            while not handed[0].done:
+                self._receive()
+            yield handed.popleft().result()
 
+    def _idlest(self) -> Iterator[Worker]:
+        """Workers that can take a task, the one with the fewest first, until none can."""
+        while True:
+            free = [worker for worker in self.workers if worker.free]
+            if not free:
+                return
+            yield min(free, key=lambda worker: len(worker.unanswered))
 
-def _start_worker() -> None:
-    # Ctrl-C reaches the whole process group; only the coordinator answers it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_coordinator, daemon=True).start()
-
-
-def _end_with_coordinator() -> None:
-    # A worker holds both ends of the queue it waits on, and would wait for a dead coordinator for
-    # ever.
-    coordinator = parent_process()
-    if coordinator is not None:
-        connection.wait([coordinator.sentinel])
-        os._exit(1)
-
-
-def _result(task: Task, future: "Future[Encoded]") -> Encoded:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise FailureError(
-            "a worker was killed, for lack of memory perhaps, at or after "
-            f"{task.names[0]}; try fewer writer.workers"
-        ) from error
+    def _receive(self) -> None:
+        pipes: dict[Any, Worker] = {w.pipe: w for w in self.workers if w.unanswered}
+        for pipe in connection.wait(pipes):
+            pipes[pipe].receive()

@@ -9,6 +9,7 @@ import hashlib
 import io
 import itertools
 import math
+import mmap
 import os
 import shutil
 import time
@@ -16,7 +17,6 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -25,7 +25,7 @@ from resnet_ffcv import beton
 from resnet_ffcv.config import ImageConfig, WriteConfig, WriterConfig
 from resnet_ffcv.encode import SMALL_SIDE, prepare
 from resnet_ffcv.errors import FailureError
-from resnet_ffcv.files import sync_folder, write_whole
+from resnet_ffcv.files import open_past_cache, read_blocks, sync_folder, write_at, write_whole
 from resnet_ffcv.manifest import FORMAT_VERSION, Manifest, Pages, manifest_path, write_manifest
 from resnet_ffcv.sources import Source, Split
 from resnet_ffcv.workers import Encoded, Pool, Task, add_pixels
@@ -235,11 +235,9 @@ def _write_split(job: Job, path: Path, page_size: int, pool: Pool, report: Repor
     report.begin(f"write {path.name}", len(job.indices), "images")
     pages = None
     try:
-        with part.open("wb") as file:
-            pages = PageWriter(file, beton.first_page(len(job.indices), page_size), page_size)
+        with PageWriter(part, beton.first_page(len(job.indices), page_size), page_size) as pages:
             content = _write_samples(job, pages, pool, report)
-            _write_tables(file, pages, content.metadata, job.arguments)
-            os.fsync(file.fileno())
+        _write_tables(part, pages, content.metadata, job.arguments)
         sha256 = check(part, pages, report)
         # A .beton without its manifest is refused when it is opened; with a stale one it is not.
         manifest_path(path).unlink(missing_ok=True)
@@ -273,14 +271,27 @@ def _say_what_is_missing(error: OSError, job: Job, pages: "PageWriter | None") -
 
 
 class PageWriter:
-    """Places samples into pages, one behind the other, none across a page's end."""
+    """Places samples into the pages of a new file, one behind the other, none across a page's end.
 
-    def __init__(self, file: IO[bytes], first: int, page_size: int) -> None:
-        self.file, self.first, self.page_size = file, first, page_size
-        self.page, self.used = bytearray(page_size), 0
+    A context: the last page is written at its end.
+    """
+
+    def __init__(self, path: Path, first: int, page_size: int) -> None:
+        self.first, self.page_size = first, page_size
+        self.page, self.used = mmap.mmap(-1, page_size), 0  # its address is a multiple of blocks
         self.crc32: list[str] = []
         self.allocations: list[tuple[int, int, int]] = []
-        file.seek(first)
+        self.handle = open_past_cache(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+
+    def __enter__(self) -> "PageWriter":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self._write_page()
+        finally:
+            os.close(self.handle)
 
     @property
     def end(self) -> int:
@@ -290,18 +301,18 @@ class PageWriter:
     def place(self, data: bytes) -> int:
         """Adds the next sample, of a page at most; returns its offset in the file."""
         if self.used + len(data) > self.page_size:
-            self.flush()
+            self._write_page()
         offset = self.end + self.used
         self.page[self.used : self.used + len(data)] = data
         self.used += len(data)
         self.allocations.append((len(self.allocations), offset, len(data)))
         return offset
 
-    def flush(self) -> None:
+    def _write_page(self) -> None:
         """Writes the page, filled up with zeros, if anything is in it."""
         if self.used:
             self.page[self.used :] = bytes(self.page_size - self.used)
-            self.file.write(self.page)
+            write_at(self.handle, memoryview(self.page), self.end)
             self.crc32.append(f"{zlib.crc32(self.page):08x}")
             self.used = 0
 
@@ -339,7 +350,6 @@ def _write_samples(job: Job, pages: PageWriter, pool: Pool, report: Report) -> C
         content.moments += encoded.moments
         is_first = place == len(encoded.images)
         content.sums = encoded.sums if is_first else add_pixels(content.sums, encoded.sums)
-    pages.flush()
     return content
 
 
@@ -354,17 +364,19 @@ def _largest(parts: Iterable[Encoded]) -> int:
 
 
 def _write_tables(
-    file: IO[bytes], pages: PageWriter, metadata: np.ndarray, arguments: bytes | None
+    path: Path, pages: PageWriter, metadata: np.ndarray, arguments: bytes | None
 ) -> None:
-    file.write(np.array(pages.allocations, beton.ALLOCATION).tobytes())
     header = np.zeros((), beton.HEADER)
     fields = beton.describe_fields(arguments)
     header["version"], header["num_fields"] = beton.VERSION, len(fields)
     header["page_size"], header["num_samples"] = pages.page_size, len(metadata)
     header["alloc_table_ptr"] = pages.end
-    file.seek(0)
-    file.write(header.tobytes() + fields.tobytes() + metadata.tobytes())
-    file.flush()
+    with path.open("r+b") as file:
+        file.write(header.tobytes() + fields.tobytes() + metadata.tobytes())
+        file.seek(pages.end)
+        file.write(np.array(pages.allocations, beton.ALLOCATION).tobytes())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def check(path: Path, pages: PageWriter, report: Report) -> str:
@@ -376,15 +388,13 @@ def check(path: Path, pages: PageWriter, report: Report) -> str:
     beton.read_tables(path)
     digest = hashlib.sha256()
     report.begin(f"check {path.name.strip('.').removesuffix('.part')}", len(pages.crc32), "pages")
-    with path.open("rb") as file:
-        digest.update(file.read(pages.first))
-        for number, expected in enumerate(pages.crc32):
-            page = file.read(pages.page_size)
-            if f"{zlib.crc32(page):08x}" != expected:
-                raise FailureError(f"{path}: page {number} does not read as it was written")
-            digest.update(page)
+    for number, block in enumerate(read_blocks(path, pages.page_size)):
+        page = number - pages.first // pages.page_size
+        if 0 <= page < len(pages.crc32):
+            if f"{zlib.crc32(block):08x}" != pages.crc32[page]:
+                raise FailureError(f"{path}: page {page} does not read as it was written")
             report.advance(1)
-        digest.update(file.read())
+        digest.update(block)
     return digest.hexdigest()
 
 

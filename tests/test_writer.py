@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -214,11 +215,11 @@ def test_bytes_do_not_depend_on_workers_or_the_folder(mode: str, count: int, see
 @settings(max_examples=60, deadline=None)
 @given(sizes=st.lists(st.integers(1, 64), min_size=1, max_size=60), first=st.integers(1, 3))
 def test_pages(sizes: list[int], first: int) -> None:
-    file = io.BytesIO()
-    pages = PageWriter(file, first * 64, 64)
-    offsets = [pages.place(bytes([place + 1]) * size) for place, size in enumerate(sizes)]
-    pages.flush()
-    content = file.getvalue()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pages"
+        with PageWriter(path, first * 64, 64) as pages:
+            offsets = [pages.place(bytes([place + 1]) * size) for place, size in enumerate(sizes)]
+        content = path.read_bytes()
     assert len(content) == pages.end
     filled = np.zeros(len(content), bool)
     for place, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
