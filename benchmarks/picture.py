@@ -31,7 +31,9 @@ def draw_picture(path: Path, found: dict[str, Any], title: str) -> None:
         )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="kB an image", ylabel="images/s of one core")
     axes.set_xticks([50, 100, 200, 500], ["50", "100", "200", "500"])
-    axes.set_yticks([1_000, 2_000, 5_000, 10_000, 20_000], ["1,000", "2,000", "5,000", "10,000", "20,000"])
+    axes.set_yticks(
+        [1_000, 2_000, 5_000, 10_000, 20_000], ["1,000", "2,000", "5,000", "10,000", "20,000"]
+    )
     axes.set_xlim(right=1_200)
     axes.set_ylim(top=axes.get_ylim()[1] * 1.3)  # room for the uppermost label
     axes.minorticks_off()
