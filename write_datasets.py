@@ -19,7 +19,7 @@ try:
     from rich.progress import Progress
 
     from resnet_ffcv import commandline
-    from resnet_ffcv.beton import JPG, NAMES, VERSION, read_tables
+    from resnet_ffcv.beton import JPG, NAMES, VERSION, read_image_tables
     from resnet_ffcv.commandline import console, show_table
     from resnet_ffcv.config import WriteConfig
     from resnet_ffcv.manifest import Manifest, manifest_path, read_manifest
@@ -75,7 +75,7 @@ def _row(file: Written) -> tuple[str, ...]:
 
 def show_info(path: Path) -> dict[str, Any]:
     """What is in a .beton file, by its tables and, if write_datasets.py wrote it, its manifest."""
-    tables = read_tables(path)
+    tables = read_image_tables(path)
     manifest = read_manifest(path) if manifest_path(path).exists() else None
     images = tables.metadata["image"]
     jpegs = int((images["mode"] == JPG).sum()) if tables.form == "rgb" else 0
@@ -84,7 +84,7 @@ def show_info(path: Path) -> dict[str, Any]:
         "format": f"version {VERSION}, fields {', '.join(NAMES)}, pages of {tables.page_size:,}",
         "images": f"{len(images):,} ({forms})",
         **{side: _range(images[side]) for side in ("width", "height")},
-        "image bytes": f"{int(tables.allocations['size'].sum()):,}",
+        "image bytes": f"{int(tables.sizes.sum()):,}",
         "file bytes": f"{path.stat().st_size:,}",
         **(_from_manifest(manifest) if manifest else {"manifest": "none; FFCV writes none"}),
     }

@@ -12,9 +12,11 @@ There is no magic number and no checksum; the length of a JPEG stands in the tab
 after the table would be read as rows of it.
 
 Images lie in a field of FFCV's own, or in one of ours (fields.py, docs/format.md), whose arguments
-say its form.
+say its form. `read_tables` reads files with any fields, `read_image_tables` those that
+write_datasets.py writes: `image` and `label`.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +58,13 @@ FORM_VERSION = 1
 
 RGB_TYPE, INT_TYPE, OTHER_TYPE = 2, 1, 255  # FFCV's RGBImageField, its IntField, all not its own
 NAMES = ("image", "label")
+BYTES_ROW = np.dtype([("ptr", "<u8"), ("size", "<u8")])
+# A sample's row in each of FFCV's fields: float, int, RGB image, bytes, array, JSON, tensor.
+ROWS = {
+    0: np.dtype("<f8"), INT_TYPE: np.dtype("<i8"), RGB_TYPE: RGB_ROW, 3: BYTES_ROW,
+    4: np.dtype("<u8"), 5: BYTES_ROW, 6: np.dtype("<u8"),
+}  # fmt: skip
+ARRAY_TYPES = (4, 6)  # whose row is a pointer and no more
 
 
 def metadata_type(row: np.dtype) -> np.dtype:
@@ -79,7 +88,7 @@ def read_arguments(arguments: bytes) -> np.void:
     values = np.frombuffer(arguments, ARGUMENTS, 1)[0]
     form = bytes(values["form"]).decode("ascii", "replace")
     if form not in FORMS:
-        raise FailureError(f"its images lie in a form that is not known here: {form!r}")
+        raise FailureError(f"its class is not known here (form {form!r})")
     if values["version"] != FORM_VERSION:
         raise FailureError(
             f"the {form} form has version {values['version']}, this program knows {FORM_VERSION}; "
@@ -108,36 +117,109 @@ def first_page(num_samples: int, page_size: int) -> int:
     return -(-end // page_size) * page_size
 
 
+class UnknownFieldError(FailureError):
+    """A field is neither FFCV's nor ours, and nobody said what it is."""
+
+
+Rows = Mapping[str, Callable[[bytes], np.dtype]]
+
+
+@dataclass(frozen=True)
+class FieldInfo:
+    """A field's descriptor."""
+
+    name: str
+    type_id: int
+    arguments: bytes
+
+    @property
+    def form(self) -> str | None:
+        """Of its images: rgb (FFCV's own field), dct or yuv420; None of other fields.
+
+        Raises:
+            FailureError: a field that FFCV does not know, and we neither.
+        """
+        if self.type_id == RGB_TYPE:
+            return "rgb"
+        if self.type_id == OTHER_TYPE:
+            return bytes(read_arguments(self.arguments)["form"]).decode()
+        return None
+
+
 @dataclass(frozen=True)
 class Tables:
     """All of a file but its pages.
 
-    `form` is that of the images: dct, yuv420, or rgb in FFCV's own field; `metadata` (samples,) of
-    metadata_type, `allocations` (regions,) of ALLOCATION, sorted by `ptr`.
+    `metadata` (samples,) has a row for each field, under its name. `starts` and `sizes` are uint64
+    (regions,): the allocation table, sorted by offset, without empty regions; `samples` whose
+    they are.
     """
 
-    form: str
+    path: Path
     page_size: int
+    fields: tuple[FieldInfo, ...]
     metadata: np.ndarray
-    allocations: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+    samples: np.ndarray
     data_start: int
     data_end: int
+
+    @property
+    def form(self) -> str:
+        """Of the images in the first field; empty where it has none."""
+        return self.fields[0].form or ""
 
     def region(self, sample: int) -> tuple[int, int]:
         """(offset, size) of a sample's image."""
         ptr = int(self.metadata["image"]["data_ptr"][sample])
-        row = np.searchsorted(self.allocations["ptr"], ptr)
-        return ptr, int(self.allocations["size"][row])
+        return ptr, int(self.sizes[np.searchsorted(self.starts, ptr)])
+
+    def pointers(self) -> list[np.ndarray]:
+        """uint64 (samples,), where each sample's data begins, for each field that has data.
+
+        Fields that are neither FFCV's nor ours count where their row names it `ptr` or `data_ptr`.
+        Empty bytes have no region; what stands for it is the first.
+        """
+        found = []
+        for field in self.fields:
+            column = self.metadata[field.name]
+            names = column.dtype.names or ()
+            if field.type_id in ARRAY_TYPES:
+                found.append(column)
+            elif column.dtype == BYTES_ROW and len(self.starts):
+                found.append(np.where(column["size"] > 0, column["ptr"], self.starts[0]))
+            else:
+                found += [column[name] for name in ("data_ptr", "ptr") if name in names]
+        return found
 
 
-def read_tables(path: Path) -> Tables:
-    """Reads and checks the tables of a file with the fields `image` and `label`.
+def read_image_tables(path: Path) -> Tables:
+    """read_tables, of a file with the fields `image` (RGB, dct or yuv420) and `label` (int)."""
+    tables = read_tables(path)
+    fields = tables.fields
+    names = tuple(field.name for field in fields)
+    if names != NAMES or fields[0].form is None or fields[1].type_id != INT_TYPE:
+        raise FailureError(
+            f"{path} has the fields {', '.join(names)}; wanted are image (RGB, dct or yuv420) and "
+            "label (int)"
+        )
+    return tables
+
+
+def read_tables(path: Path, rows: Rows | None = None) -> Tables:
+    """Reads and checks the tables of a file.
 
     Checks that the write was finished, that every region lies within the pages and none across a
-    page's end or another region, and that every sample has its region.
+    page's end or another region, and that every sample has its regions.
+
+    Args:
+        path: of the file.
+        rows: gives the metadata's type from a field's arguments, by the name of the field; of
+            fields that are neither FFCV's nor ours.
 
     Raises:
-        FailureError: not such a file, or a damaged one; says what is wrong.
+        FailureError: no such file, or a damaged one; says what is wrong.
     """
     try:
         size = path.stat().st_size
@@ -145,22 +227,35 @@ def read_tables(path: Path) -> Tables:
             header = _read(path, file.read(HEADER.itemsize), HEADER, 1)[0]
             _check_header(path, header, size)
             samples, count = int(header["num_samples"]), int(header["num_fields"])
-            fields = _read(path, file.read(count * FIELD.itemsize), FIELD, count)
-            form = _check_fields(path, fields)
-            table = int(header["alloc_table_ptr"])
-            if first_page(samples, int(header["page_size"])) > table:  # before so much is read
+            described = _read(path, file.read(count * FIELD.itemsize), FIELD, count)
+            fields = tuple(_describe(field) for field in described)
+            row = _row_type(path, fields, rows or {})
+            page_size, table = int(header["page_size"]), int(header["alloc_table_ptr"])
+            metadata_end = HEADER.itemsize + count * FIELD.itemsize + samples * row.itemsize
+            data_start = -(-metadata_end // page_size) * page_size
+            if metadata_end > table:  # before so much is read
                 raise FailureError(f"{path}: its header is damaged; write it again")
-            row = metadata_type(RGB_ROW if form == "rgb" else FORM_ROW)
             metadata = _read(path, file.read(samples * row.itemsize), row, samples)
             file.seek(table)
-            rows = (size - table) // ALLOCATION.itemsize
-            allocations = _read(path, file.read(), ALLOCATION, rows)
+            regions = (size - table) // ALLOCATION.itemsize
+            allocations = _read(path, file.read(), ALLOCATION, regions)
     except OSError as error:
         raise FailureError(f"{path}: {error.strerror}") from error
-    page_size = int(header["page_size"])
-    allocations = allocations[np.argsort(allocations["ptr"], kind="stable")]
-    tables = Tables(form, page_size, metadata, allocations, first_page(samples, page_size), table)
-    _check_regions(path, tables)
+    allocations = _without_empty(path, fields, metadata, allocations)
+    if not (allocations["ptr"][1:] >= allocations["ptr"][:-1]).all():  # FFCV's with two workers
+        allocations = allocations[np.argsort(allocations["ptr"], kind="stable")]
+    tables = Tables(
+        path=path,
+        page_size=page_size,
+        fields=fields,
+        metadata=metadata,
+        starts=allocations["ptr"].copy(),
+        sizes=allocations["size"].copy(),
+        samples=allocations["sample_id"].copy(),
+        data_start=data_start,
+        data_end=table,
+    )
+    _check_regions(tables)
     return tables
 
 
@@ -180,35 +275,73 @@ def _check_header(path: Path, header: np.void, size: int) -> None:
         raise FailureError(f"{path} was cut short, or something was added to it; write it again")
 
 
-def _check_fields(path: Path, fields: np.ndarray) -> str:
-    """The form of the images."""
-    names = [bytes(field["name"]).rstrip(b"\0").decode("ascii", "replace") for field in fields]
-    types = [int(field["type_id"]) for field in fields]
-    if tuple(names) != NAMES or types not in ([RGB_TYPE, INT_TYPE], [OTHER_TYPE, INT_TYPE]):
-        raise FailureError(
-            f"{path} has the fields {', '.join(names)}; wanted are image (RGB, dct or yuv420) and "
-            "label (int)"
-        )
-    if types[0] == RGB_TYPE:
-        return "rgb"
-    try:
-        return bytes(read_arguments(bytes(fields[0]["arguments"]))["form"]).decode()
-    except FailureError as error:
-        raise FailureError(f"{path}: {error}") from error
+def _describe(field: np.void) -> FieldInfo:
+    name = bytes(field["name"]).rstrip(b"\0").decode("ascii", "replace")
+    return FieldInfo(name, int(field["type_id"]), bytes(field["arguments"]))
 
 
-def _check_regions(path: Path, tables: Tables) -> None:
-    start, length = (tables.allocations[name].astype(np.int64) for name in ("ptr", "size"))
-    end = start + length
-    pointers = tables.metadata["image"]["data_ptr"].astype(np.int64)
+def _row_type(path: Path, fields: tuple[FieldInfo, ...], rows: Rows) -> np.dtype:
+    """The type of the metadata: FFCV's, but for the columns' names."""
+    types: dict[str, np.dtype] = {}
+    for field in fields:
+        if field.name in types:  # FFCV cuts them to 16 bytes
+            raise FailureError(f"{path} has two fields with the name {field.name}")
+        try:
+            own = rows.get(field.name)
+            types[field.name] = own(field.arguments) if own else _row_of(field)
+        except FailureError as error:
+            raise UnknownFieldError(f"{path}, field {field.name}: {error}") from error
+    return np.dtype(list(types.items()), align=True)
+
+
+def _row_of(field: FieldInfo) -> np.dtype:
+    if field.type_id == OTHER_TYPE and field.form:
+        return FORM_ROW
+    if field.type_id not in ROWS:
+        raise FailureError(f"its type, {field.type_id}, is not known")
+    return ROWS[field.type_id]
+
+
+def _without_empty(
+    path: Path, fields: tuple[FieldInfo, ...], metadata: np.ndarray, allocations: np.ndarray
+) -> np.ndarray:
+    """The allocation table without the regions of empty bytes, which begin where others do."""
+    empty = allocations["size"] == 0
+    columns = [metadata[field.name] for field in fields]
+    allowed = sum(int((c["size"] == 0).sum()) for c in columns if c.dtype == BYTES_ROW)
+    if empty.sum() != allowed:
+        raise FailureError(f"{path} is damaged: an empty region; write it again")
+    return allocations[~empty] if allowed else allocations
+
+
+def _check_regions(tables: Tables) -> None:
+    # Unsigned, so that a start or size of 2^63 and more is none below 0.
+    start, end = tables.starts, tables.starts + tables.sizes
+    page, last = np.uint64(tables.page_size), np.uint64(1)
     problems = {
-        "a region outside the pages": (start < tables.data_start) | (end > tables.data_end),
-        "an empty region": length < 1,
-        "a region across a page's end": start // tables.page_size != (end - 1) // tables.page_size,
+        "a region outside the pages": (
+            (start < tables.data_start) | (end > tables.data_end) | (end < start)
+        ),
+        "a region across a page's end": start // page != (end - last) // page,
         "overlapping regions": start[1:] < end[:-1],
-        "a region of no sample": tables.allocations["sample_id"] >= len(pointers),
-        "a sample without its region": ~np.isin(pointers, start),
+        "a region of no sample": tables.samples >= len(tables.metadata),
+        "a sample without its region": np.concatenate(
+            [np.zeros(0, bool), *(_lost(tables, pointers) for pointers in tables.pointers())]
+        ),
     }
     for problem, found in problems.items():
         if found.any():
-            raise FailureError(f"{path} is damaged: {problem} ({int(found.sum())}); write it again")
+            raise FailureError(
+                f"{tables.path} is damaged: {problem} ({int(found.sum())}); write it again"
+            )
+
+
+def _lost(tables: Tables, pointers: np.ndarray) -> np.ndarray:
+    """Of pointers (n,), which lead to no region."""
+    if np.array_equal(pointers, tables.starts):  # as one field in order has them
+        return np.zeros(0, bool)
+    if not len(tables.starts):
+        return np.ones(len(pointers), bool)
+    place = np.searchsorted(tables.starts, pointers)
+    lost: np.ndarray = tables.starts[np.minimum(place, len(tables.starts) - 1)] != pointers
+    return lost

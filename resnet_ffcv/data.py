@@ -12,14 +12,13 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from resnet_ffcv import decoders
-from resnet_ffcv import loader as ffcv
-from resnet_ffcv.beton import read_tables
+from resnet_ffcv.beton import read_image_tables
 from resnet_ffcv.config import DataConfig
 from resnet_ffcv.encode import to_eight_bits
 from resnet_ffcv.errors import FailureError, UsageError
-from resnet_ffcv.fields import FIELDS
 from resnet_ffcv.loader import Loader
 from resnet_ffcv.manifest import Manifest, read_manifest
+from resnet_ffcv.stock import IntDecoder, OrderOption, Squeeze, ToDevice, ToTensor
 
 # torchvision's and timm's convention for ImageNet, of pixels from 0 to 1.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -137,7 +136,7 @@ def open_file(path: str, key: str) -> File:
         advice = f"`{command}` writes it" if command else OTHER_COMMAND
         raise FailureError(f"no file {path} ({key}): {advice}")
     manifest = read_manifest(Path(path))
-    return File(path, manifest, read_tables(Path(path)).form)
+    return File(path, manifest, read_image_tables(Path(path)).form)
 
 
 def split_indices(samples: int, held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -205,7 +204,7 @@ def _training_loader(
         decoder = decoders.PadCrop(size, config.padding, flip=flip)
     return _loader(
         file, config, device, decoder, config.batch_size,
-        order=ffcv.OrderOption.RANDOM, indices=indices, seed=seed,
+        order=OrderOption.RANDOM, indices=indices, seed=seed,
     )  # fmt: skip
 
 
@@ -219,7 +218,7 @@ def _test_loader(
 ) -> Loader:
     return _loader(
         file, config, device, test_decoder(config.resolution, config.center_ratio), batch_size,
-        order=ffcv.OrderOption.SEQUENTIAL, indices=indices, seed=0,
+        order=OrderOption.SEQUENTIAL, indices=indices, seed=0,
     )  # fmt: skip
 
 
@@ -237,17 +236,15 @@ def _loader(
     **options: Any,
 ) -> Loader:
     samples = file.manifest.samples if options["indices"] is None else len(options["indices"])
-    # On the CPU a batch is a view of FFCV's buffer, valid until the next one; Normalize copies it.
-    move = [] if device.type == "cpu" else [ffcv.ToDevice(device, non_blocking=True)]
+    move = [] if device.type == "cpu" else [ToDevice(device, non_blocking=True)]
     return Loader(
         file.path,
         min(batch_size, samples),
         num_workers=config.num_workers or len(os.sched_getaffinity(0)),
         pipelines={
-            "image": [decoder, ffcv.ToTensor(), *move],
-            "label": [ffcv.IntDecoder(), ffcv.ToTensor(), ffcv.Squeeze(1), *move],
+            "image": [decoder, ToTensor(), *move],
+            "label": [IntDecoder(), ToTensor(), Squeeze(1), *move],
         },
-        custom_fields={"image": FIELDS[file.form]} if file.form in FIELDS else {},
         drop_last=False,  # every sample once an epoch
         **options,
     )

@@ -19,8 +19,9 @@ from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.fields import DCTImageField, YUV420ImageField
 from resnet_ffcv.kernels import batches, regions, windows
 from resnet_ffcv.kernels.dct import make_tables
+from resnet_ffcv.kernels.status import MEANING
 from resnet_ffcv.kernels.taps import FILTERS
-from resnet_ffcv.loader import AllocationQuery, Compiler, SimpleRGBImageDecoder
+from resnet_ffcv.stock import AllocationQuery, Compiler, SimpleRGBImageDecoder
 
 # Our stage runs in Python, where it calls compiled code on threads of its own.
 warnings.filterwarnings("ignore", "Code running in object mode", NumbaWarning)
@@ -76,7 +77,7 @@ def locate(pointers: np.ndarray, storage_state: tuple[Any, ...]) -> np.ndarray:
 
 
 def decode_batch(
-    field: Any, rows: Rows, storage_state: tuple[Any, ...], windows: np.ndarray, out: np.ndarray,
+    field: Any, rows: Rows, storage_state: tuple[Any, ...], wanted: np.ndarray, out: np.ndarray,
     *, filter_: str = "area", fill: Colour | None = None, threads: int = 1,
 ) -> np.ndarray:  # fmt: skip
     """Decodes windows of n samples.
@@ -85,7 +86,7 @@ def decode_batch(
         field: of the images: its class says their form.
         rows: of the samples.
         storage_state: where the file is; see locate.
-        windows: float64 (n, 6), see kernels.geometry.read_window; or (n, views, 6).
+        wanted: windows, float64 (n, 6), see kernels.geometry.read_window; or (n, views, 6).
         out: uint8 (n, height, width, 3) or (n, views, height, width, 3), contiguous, is filled;
             black where a sample is damaged.
         filter_: area, triangle or cubic.
@@ -95,22 +96,29 @@ def decode_batch(
 
     Returns:
         int32 (n,) or (n, views): what became of each, of kernels.status.MEANING.
+
+    Raises:
+        ValueError: `out` is not contiguous uint8, or the arguments are not of one length.
     """
     if out.dtype != np.uint8 or not out.flags.c_contiguous:
         raise ValueError("the images to fill are not contiguous uint8")
+    if out.shape[:-3] != wanted.shape[:-1] or len(rows.numbers) != len(out) or out.shape[-1] != 3:
+        raise ValueError(
+            f"{len(rows.numbers)} rows, windows {wanted.shape} and images {out.shape} do not match"
+        )
     form, tables = batches.IMAGE, None
     if isinstance(field, DCTImageField):
         form, tables = batches.DCT, make_tables(field.quality)
     elif isinstance(field, YUV420ImageField):
         form = batches.YUV420
     numbers, found = rows.numbers, locate(rows.pointers, storage_state)
-    if windows.ndim > 2:
-        numbers, found = (np.repeat(array, windows.shape[1], axis=0) for array in (numbers, found))
+    if wanted.ndim > 2:
+        numbers, found = (np.repeat(array, wanted.shape[1], axis=0) for array in (numbers, found))
     statuses = batches.decode_samples(
-        form, found, numbers, windows.reshape(-1, windows.shape[-1]), FILTERS[filter_],
+        form, found, numbers, wanted.reshape(-1, wanted.shape[-1]), FILTERS[filter_],
         out.reshape(-1, *out.shape[-3:]), fill=fill, tables=tables, threads=threads,
     )  # fmt: skip
-    shaped: np.ndarray = statuses.reshape(windows.shape[:-1])
+    shaped: np.ndarray = statuses.reshape(wanted.shape[:-1])
     return shaped
 
 
@@ -130,21 +138,20 @@ class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no 
         output_size: (height, width); may be set between epochs, for the next `iter()`. None: that
             of the images, where all have one.
         filter: area (the default), triangle or cubic.
-        flip: probability to mirror an image.
+
+    Those that choose a window also take `flip`, the probability to mirror an image.
     """
 
     views: tuple[int, ...] = ()  # shape between batch and image, of several windows an image
     fill: Colour | None = None  # of what lies outside the image, where windows may reach there
     metadata: np.ndarray
 
-    def __init__(
-        self, output_size: Sequence[int] | None = None, *, filter: str = "area", flip: float = 0.0
-    ) -> None:
+    def __init__(self, output_size: Sequence[int] | None = None, *, filter: str = "area") -> None:
         super().__init__()
         if filter not in FILTERS:
             raise UsageError(f"filter={filter!r}: wanted is one of {', '.join(FILTERS)}")
         self.output_size = output_size
-        self.filter, self.flip = filter, flip
+        self.filter = filter
         self.field: Any = None
         self.generator = np.random.default_rng()
 
@@ -155,9 +162,10 @@ class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no 
     @output_size.setter
     def output_size(self, size: Sequence[int] | None) -> None:
         if size is not None:
-            if len(size) != 2 or min(size) < 1:
+            sides = tuple(size) if isinstance(size, Sequence | np.ndarray) else ()
+            if len(sides) != 2 or any(side != int(side) or side < 1 for side in sides):
                 raise UsageError(f"output_size={size!r}: wanted is (height, width) in pixels")
-            size = (int(size[0]), int(size[1]))
+            size = (int(sides[0]), int(sides[1]))
         self._output_size = size
 
     def accept_field(self, field: Any) -> None:
@@ -180,38 +188,57 @@ class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no 
             raise UsageError(f"{type(self).__name__} wants an output_size")
         return self.output_size
 
-    def choose_windows(self, samples: Samples) -> np.ndarray:
-        """float64 (n, *views, 6): a window for each sample."""
+    def choose_windows(self, samples: Samples, size: Size) -> np.ndarray:  # noqa: ARG002
+        """float64 (n, *views, 6): a window for each sample, to be shown at `size`."""
         chosen = np.empty((len(samples.indices), windows.NUMBERS))
         windows.whole_windows(samples.heights, samples.widths, chosen)
         return chosen
 
     def decode(
-        self, indices: np.ndarray, out: np.ndarray, storage_state: tuple[Any, ...], key: np.uint64
-    ) -> np.ndarray:
-        """Fills uint8 (n, *views, height, width, 3); returns the statuses (n, *views)."""
-        rows = read_rows(self.field, self.metadata, indices)
-        return self._decode(self.field, indices, rows, out, storage_state, key)
+        self, field: Any, metadata: np.ndarray, indices: np.ndarray, out: np.ndarray,
+        storage_state: tuple[Any, ...], key: np.uint64, threads: int,
+    ) -> np.ndarray:  # fmt: skip
+        """Fills uint8 (n, *views, height, width, 3); returns the statuses (n, *views).
+
+        Args:
+            field: of the images.
+            metadata: the field's rows, of all samples.
+            indices: of the n samples.
+            storage_state: where the file is; see locate.
+            key: that random windows are drawn by.
+            threads: of numba's to use.
+        """
+        rows = read_rows(field, metadata, indices)
+        return self._decode(field, indices, rows, out, storage_state, key, threads)
 
     def _decode(
         self, field: Any, indices: np.ndarray, rows: Rows, out: np.ndarray,
-        storage_state: tuple[Any, ...], key: np.uint64,
+        storage_state: tuple[Any, ...], key: np.uint64, threads: int,
     ) -> np.ndarray:  # fmt: skip
         heights, widths = (rows.numbers[:, side].astype(np.int64) for side in (0, 1))
         samples = Samples(key, np.asarray(indices).astype(np.int64), heights, widths)
         return decode_batch(
-            field, rows, storage_state, self.choose_windows(samples), out,
-            filter_=self.filter, fill=self.fill, threads=Compiler.num_threads,
+            field, rows, storage_state, self.choose_windows(samples, out.shape[-3:-1]), out,
+            filter_=self.filter, fill=self.fill, threads=threads,
         )  # fmt: skip
 
     def show(self, pixels: np.ndarray) -> np.ndarray:
-        """What it makes of an image in memory: uint8 (height, width, 3) -> (*views, *, *, 3)."""
+        """What it makes of an image in memory: uint8 (height, width, 3) -> (*views, *, *, 3).
+
+        Raises:
+            ValueError: another kind of array.
+        """
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise ValueError(f"not uint8 (height, width, 3): {pixels.dtype} {pixels.shape}")
         height, width = pixels.shape[:2]
         pixels = np.ascontiguousarray(pixels)
         memory = np.zeros(1, np.uint64), np.array([pixels.nbytes], np.uint64)
         rows = Rows(np.array([[height, width, RAW, 0]], np.int32), np.zeros(1, np.int64))
         out = np.empty((1, *self.views, *(self.output_size or (height, width)), 3), np.uint8)
-        self._decode(None, np.zeros(1), rows, out, (pixels.reshape(-1), *memory), self.draw_key())
+        state = pixels.reshape(-1), *memory
+        found = self._decode(None, np.zeros(1), rows, out, state, self.draw_key(), 1)
+        if found.any():
+            raise ValueError(MEANING[int(found.max())])
         shown: np.ndarray = out[0]
         return shown
 
@@ -221,7 +248,10 @@ class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no 
 
     def generate_code(self) -> Callable[..., Any]:
         def run(indices: np.ndarray, out: np.ndarray, storage_state: tuple[Any, ...]) -> None:
-            self.decode(indices, out, storage_state, self.draw_key())
+            threads = Compiler.num_threads
+            self.decode(
+                self.field, self.metadata, indices, out, storage_state, self.draw_key(), threads
+            )
 
         def stage(batch_indices, destination, metadata, storage_state):  # type: ignore[no-untyped-def]  # noqa: ARG001
             with objmode():
@@ -229,6 +259,21 @@ class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no 
             return destination[: len(batch_indices)]
 
         return stage
+
+
+def _probability(flip: float) -> float:
+    if not 0 <= flip <= 1:
+        raise UsageError(f"flip={flip!r}: wanted is a probability, from 0 to 1")
+    return flip
+
+
+def _bounds(name: str, given: Sequence[float], most: float = float("inf")) -> tuple[float, float]:
+    """(low, high) of an argument, checked."""
+    low, high = (float(bound) for bound in given) if len(given) == 2 else (0.0, 0.0)
+    if not (0 < low <= high <= most and high < float("inf")):
+        limits = f", at most {most:g}" if most < float("inf") else ""
+        raise UsageError(f"{name}={given!r}: wanted is (low, high), above 0{limits}")
+    return low, high
 
 
 class RandomResizedCrop(ImageDecoder):
@@ -243,11 +288,11 @@ class RandomResizedCrop(ImageDecoder):
         self, output_size: Sequence[int], scale: Sequence[float] = (0.08, 1),
         ratio: Sequence[float] = (3 / 4, 4 / 3), *, filter: str = "area", flip: float = 0.0,
     ) -> None:  # fmt: skip
-        super().__init__(output_size, filter=filter, flip=flip)
-        self.scale = (float(scale[0]), float(scale[1]))
-        self.ratio = (float(ratio[0]), float(ratio[1]))
+        super().__init__(output_size, filter=filter)
+        self.scale, self.ratio = _bounds("scale", scale, 1.0), _bounds("ratio", ratio)
+        self.flip = _probability(flip)
 
-    def choose_windows(self, samples: Samples) -> np.ndarray:
+    def choose_windows(self, samples: Samples, size: Size) -> np.ndarray:  # noqa: ARG002
         chosen = np.empty((len(samples.indices), windows.NUMBERS))
         windows.random_resized_windows(*samples, self.scale, self.ratio, self.flip, chosen)
         return chosen
@@ -260,10 +305,12 @@ class CenterCrop(ImageDecoder):
         self, output_size: Sequence[int], ratio: float = 224 / 256, *, filter: str = "area",
         flip: float = 0.0,
     ) -> None:  # fmt: skip
-        super().__init__(output_size, filter=filter, flip=flip)
-        self.ratio = float(ratio)
+        super().__init__(output_size, filter=filter)
+        if not 0 < ratio <= 1:
+            raise UsageError(f"ratio={ratio!r}: wanted is a share of the short side, up to 1")
+        self.ratio, self.flip = float(ratio), _probability(flip)
 
-    def choose_windows(self, samples: Samples) -> np.ndarray:
+    def choose_windows(self, samples: Samples, size: Size) -> np.ndarray:  # noqa: ARG002
         chosen = np.empty((len(samples.indices), windows.NUMBERS))
         windows.center_windows(*samples, self.ratio, self.flip, chosen)
         return chosen
@@ -303,13 +350,15 @@ class ScaleCrop(_CropOfResized):
         self, output_size: Sequence[int], short_side: Sequence[int] = (256, 480), *,
         filter: str = "area", flip: float = 0.0,
     ) -> None:  # fmt: skip
-        super().__init__(output_size, filter=filter, flip=flip)
-        self.short_side = (int(short_side[0]), int(short_side[1]))
-        self.least_side = min(self.short_side)
+        super().__init__(output_size, filter=filter)
+        self.flip = _probability(flip)
+        low, high = _bounds("short_side", short_side)
+        self.short_side = (int(low), int(high))
+        self.least_side = self.short_side[0]
 
-    def choose_windows(self, samples: Samples) -> np.ndarray:
+    def choose_windows(self, samples: Samples, size: Size) -> np.ndarray:
         chosen = np.empty((len(samples.indices), windows.NUMBERS))
-        windows.scale_windows(*samples, self.short_side, self.crop_size, self.flip, chosen)
+        windows.scale_windows(*samples, self.short_side, size, self.flip, chosen)
         return chosen
 
 
@@ -328,11 +377,9 @@ class TenCrop(_CropOfResized):
         super().__init__(output_size, filter=filter)
         self.short_side = self.least_side = int(short_side)
 
-    def choose_windows(self, samples: Samples) -> np.ndarray:
+    def choose_windows(self, samples: Samples, size: Size) -> np.ndarray:
         chosen = np.empty((len(samples.indices), 10, windows.NUMBERS))
-        windows.ten_crop_windows(
-            samples.heights, samples.widths, self.short_side, self.crop_size, chosen
-        )
+        windows.ten_crop_windows(samples.heights, samples.widths, self.short_side, size, chosen)
         return chosen
 
 
@@ -350,11 +397,14 @@ class PadCrop(ImageDecoder):
         self, output_size: Sequence[int], padding: int = 4, fill: int | Sequence[int] = 0,
         flip: float = 0.5,
     ) -> None:  # fmt: skip
-        super().__init__(output_size, flip=flip)
+        super().__init__(output_size)
         red, green, blue = (fill,) * 3 if isinstance(fill, int) else fill
         if not all(0 <= channel <= 255 for channel in (red, green, blue)):
             raise UsageError(f"fill={fill!r}: wanted are numbers from 0 to 255")
+        if padding < 0:
+            raise UsageError(f"padding={padding!r}: wanted is a number of pixels, from 0")
         self.padding, self.fill = int(padding), (int(red), int(green), int(blue))
+        self.flip = _probability(flip)
 
     def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, Any]:
         for side, size in zip(("height", "width"), self.crop_size, strict=True):
@@ -366,7 +416,7 @@ class PadCrop(ImageDecoder):
                 )
         return super().declare_state_and_memory(previous_state)
 
-    def choose_windows(self, samples: Samples) -> np.ndarray:
+    def choose_windows(self, samples: Samples, size: Size) -> np.ndarray:
         chosen = np.empty((len(samples.indices), windows.NUMBERS))
-        windows.pad_crop_offsets(*samples, self.padding, self.crop_size, self.flip, chosen)
+        windows.pad_crop_offsets(*samples, self.padding, size, self.flip, chosen)
         return chosen

@@ -109,12 +109,6 @@ def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     return resized if pixels.ndim == 3 else resized[..., 0]
 
 
-def prepare(config: ImageConfig) -> None:
-    """Compiles what `encode` will need, so that not every worker does."""
-    if config.mode in FORMS or config.max_resolution:
-        encode(np.zeros((16, 16, 3), np.uint8), replace(config, max_resolution=8), 0.0)
-
-
 def decode(content: bytes) -> np.ndarray:
     """uint8 (height, width, 3) of a stored JPEG."""
     with Image.open(io.BytesIO(content)) as image:

@@ -13,7 +13,7 @@ from PIL import Image
 from resnet_ffcv.beton import FORM_ROW, MAX_SIDE, read_arguments, write_arguments
 from resnet_ffcv.encode import encode_form, fit, resize
 from resnet_ffcv.errors import FailureError, UsageError
-from resnet_ffcv.loader import ARG_TYPE, Field
+from resnet_ffcv.stock import ARG_TYPE, Field
 
 
 class _PlanarField(Field):  # type: ignore[misc]  # ffcv has no types

@@ -6,16 +6,18 @@ carries but their sizes: a pipe copies 64 kB at a time, and fills up.
 
 import os
 import pickle
+import resource
 import signal
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import connection, get_context, reduction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from resnet_ffcv.beton import FORMS
 from resnet_ffcv.config import ImageConfig
 from resnet_ffcv.encode import Stored, draw, encode, read
 from resnet_ffcv.errors import FailureError
@@ -24,6 +26,9 @@ from resnet_ffcv.kernels.moments import add_moments
 MEAN_SIDE = 256  # pixels a side up to which a mean of each place is kept
 TASKS = 3  # of a worker at once: one it encodes, the others wait for it or for the coordinator
 PLACE_BYTES = 8
+LEAST_KEPT = 1 << 24  # bytes of a task's memory that are not given back
+HANDLES = 8  # open files that a worker takes, at most
+WAITS = 2**64 - 1  # where an image's place would stand: the worker has not begun
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,14 @@ class Encoded:
     moments: np.ndarray
     sums: np.ndarray | None
     failure: str = ""
+
+
+def prepare(image: ImageConfig) -> None:
+    """Compiles what encode_task will need, so that not every worker does."""
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    if image.mode in FORMS or image.max_resolution:
+        encode(pixels, replace(image, max_resolution=8), 0.0)
+    add_moments(pixels, np.zeros((2, 3), np.int64))
 
 
 def encode_task(task: Task, image: ImageConfig, seed: int, memory: "Memory") -> Encoded:
@@ -98,6 +111,7 @@ class Memory:
     def put(self, content: object) -> None:
         with self._open("wb") as file:
             pickle.dump(content, file, pickle.HIGHEST_PROTOCOL)
+            file.truncate(max(file.tell(), LEAST_KEPT))  # a large image's memory is given back
 
     def get(self) -> Any:
         with self._open("rb") as file:
@@ -135,22 +149,36 @@ class Handed:
 
 
 class Worker:
-    """A process that encodes. It is not forked: a fork of a process with threads may hang."""
+    """A process that encodes.
+
+    It is forked by multiprocessing's fork server, which has one thread; a fork of this process,
+    which may have many, could hang.
+    """
 
     def __init__(self, context: Any) -> None:
-        self.memories = [Memory() for _ in range(TASKS)]
-        self.free = list(range(TASKS))
+        self.memories: list[Memory] = []
         self.unanswered: deque[Handed] = deque()
         self.pipe, its_end = context.Pipe()
         self.process = context.Process(target=work, args=(its_end, self.memories), daemon=True)
-        self.process.start()
-        its_end.close()  # so that the pipe ends with the worker
+        try:
+            for _ in range(TASKS):
+                self.memories.append(Memory())
+            self.process.start()
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            its_end.close()  # so that the pipe ends with the worker
+        self.free = list(range(TASKS))
 
     def hand(self, task: Task, image: ImageConfig, seed: int) -> Handed:
         handed = Handed(task, self, self.free.pop())
         memory = self.memories[handed.memory]
-        memory.tell(0)
-        memory.put((task, image, seed))
+        memory.tell(WAITS)
+        try:
+            memory.put((task, image, seed))
+        except (OSError, MemoryError) as error:
+            raise FailureError(f"no memory to hand images to workers: {error}") from error
         self.unanswered.append(handed)
         try:
             self.pipe.send(handed.memory)
@@ -169,20 +197,21 @@ class Worker:
     def failure(self) -> FailureError:
         """What to say of a worker that ended."""
         self.process.join(1)
-        code = self.process.exitcode
-        at = self.unanswered[0]
-        name = at.task.names[self.memories[at.memory].told()]
+        code, at = self.process.exitcode, self.unanswered[0]
+        place = self.memories[at.memory].told()
+        where = "before it began" if place == WAITS else f"at {at.task.names[place]}"
         if code == -signal.SIGKILL:
             return FailureError(
-                f"a worker was killed, for lack of memory perhaps, at {name}; try fewer "
-                "writer.workers"
+                f"a worker was killed {where}, for lack of memory perhaps; try fewer writer.workers"
             )
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        return FailureError(f"a worker ended ({how}) at {name}")
+        return FailureError(f"a worker ended {where} ({how})")
 
-    def end(self) -> None:
-        self.process.kill()  # it has nothing that anyone would miss
-        self.process.join()
+    def close(self) -> None:
+        """Gives back what it took; kills its process, which has nothing that anyone would miss."""
+        if self.process.pid is not None:
+            self.process.kill()
+            self.process.join()
         self.pipe.close()
         for memory in self.memories:
             memory.close()
@@ -195,24 +224,36 @@ def work(pipe: "connection.Connection[int, int]", memories: list[Memory]) -> Non
     while True:
         try:
             number = pipe.recv()
-        except EOFError:  # the coordinator was killed
+            memory = memories[number]
+            task, image, seed = memory.get()
+            encoded = encode_task(task, image, seed, memory)
+            try:
+                memory.put(encoded)
+            except (OSError, MemoryError) as error:
+                memory.put(Encoded([], encoded.moments, None, f"no memory for images: {error}"))
+            pipe.send(number)
+        except (EOFError, OSError):  # the coordinator was killed
             return
-        memory = memories[number]
-        task, image, seed = memory.get()
-        memory.put(encode_task(task, image, seed, memory))
-        pipe.send(number)
 
 
 class Pool:
     """Workers; results come in the order of the tasks."""
 
     def __init__(self, workers: int | None) -> None:
+        count = workers or len(os.sched_getaffinity(0))
+        _allow_handles(HANDLES * count)
         context = get_context("forkserver")
         context.set_forkserver_preload([__name__])  # imported once, not by each worker
         self.workers: list[Worker] = []
         try:
-            for _ in range(workers or len(os.sched_getaffinity(0))):
+            for _ in range(count):
                 self.workers.append(Worker(context))
+        except OSError as error:
+            self.close()
+            raise FailureError(
+                f"worker {len(self.workers) + 1} of {count} cannot be started: {error.strerror}; "
+                "try fewer writer.workers"
+            ) from error
         except BaseException:
             self.close()
             raise
@@ -220,7 +261,9 @@ class Pool:
     def close(self) -> None:
         """Ends the workers, whatever they do."""
         for worker in self.workers:
-            worker.end()
+            worker.process.kill()
+        for worker in self.workers:
+            worker.close()
 
     def encode(self, tasks: Iterator[Task], image: ImageConfig, seed: int) -> Iterator[Encoded]:
         """Encodes tasks, TASKS of each worker ahead of the caller; to be taken to its end.
@@ -253,3 +296,11 @@ class Pool:
         pipes: dict[Any, Worker] = {w.pipe: w for w in self.workers if w.unanswered}
         for pipe in connection.wait(pipes):
             pipes[pipe].receive()
+
+
+def _allow_handles(count: int) -> None:
+    """Raises the process's limit of open files, where it may, to have so many more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 256 if hard == resource.RLIM_INFINITY else min(count + 256, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -23,12 +23,12 @@ from PIL import Image
 
 from resnet_ffcv import beton
 from resnet_ffcv.config import ImageConfig, WriteConfig, WriterConfig
-from resnet_ffcv.encode import SMALL_SIDE, prepare
+from resnet_ffcv.encode import SMALL_SIDE
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.files import open_past_cache, read_blocks, sync_folder, write_at, write_whole
 from resnet_ffcv.manifest import FORMAT_VERSION, Manifest, Pages, manifest_path, write_manifest
 from resnet_ffcv.sources import Source, Split
-from resnet_ffcv.workers import Encoded, Pool, Task, add_pixels
+from resnet_ffcv.workers import Encoded, Pool, Task, add_pixels, prepare
 
 PROBES = 100  # images that the size of a split is judged by
 # In a task for a worker: images at most, and bytes of files, so that few large ones are in memory.
@@ -385,7 +385,7 @@ def check(path: Path, pages: PageWriter, report: Report) -> str:
     Raises:
         FailureError: what was read is not what was written.
     """
-    beton.read_tables(path)
+    beton.read_image_tables(path)
     digest = hashlib.sha256()
     report.begin(f"check {path.name.strip('.').removesuffix('.part')}", len(pages.crc32), "pages")
     for number, block in enumerate(read_blocks(path, pages.page_size)):

@@ -43,7 +43,7 @@ def test_every_region_is_found(tmp_path_factory: pytest.TempPathFactory, sizes: 
     images = [bytes([1 + place % 250]) * size for place, size in enumerate(sizes)]
     path = tmp_path_factory.getbasetemp() / "packed.beton"
     path.write_bytes(pack(images))
-    tables = beton.read_tables(path)
+    tables = beton.read_image_tables(path)
     content = path.read_bytes()
     found = [
         content[start : start + size]
@@ -67,7 +67,7 @@ def test_a_file_by_ffcv_itself(tmp_path: Path) -> None:
         DatasetWriter({str(path)!r}, fields, num_workers=1).from_indexed_dataset(Images())
     """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=50, capture_output=True)
-    tables = beton.read_tables(path)
+    tables = beton.read_image_tables(path)
     content = path.read_bytes()
     assert tables.metadata["label"].tolist() == [7 * place for place in range(30)]
     for place in range(30):
@@ -93,12 +93,13 @@ DAMAGE = {
     "more samples than bytes": (put("<Q", 8, 2**60), "header is damaged"),
     "table beyond the end": (put("<Q", 16, 2**40), "cut short"),
     "fields": (put("<B", 24 + 1, ord("I")), "has the fields Image, label"),
-    "field type": (put("<B", 24, 5), "has the fields"),
-    "unknown form": (put("<B", 24, 255), "a form that is not known"),
-    "three fields": (put("<H", 2, 3), "has the fields"),
+    "field type": (put("<B", 24, 1), "has the fields"),
+    "unknown type": (put("<B", 24, 77), "field image: its type, 77, is not known"),
+    "unknown form": (put("<B", 24, 255), "its class is not known"),
+    "three fields": (put("<H", 2, 3), "is damaged"),
     "10 bytes cut": (lambda content: content.__delitem__(slice(-10, None)), "cut short"),
     "a row cut": (lambda content: content.__delitem__(slice(-24, None)), "without its region"),
-    "a row added": (lambda content: content.extend(bytes(24)), "a region outside the pages"),
+    "a row added": (lambda content: content.extend(bytes(24)), "an empty region"),
     "region before the pages": (put("<Q", TABLE + 8, 100), "a region outside the pages"),
     "region behind the pages": (put("<Q", TABLE + 24 + 8, TABLE), "a region outside the pages"),
     "region beyond 2**63": (put("<Q", TABLE + 8, 2**64 - 5), "a region outside the pages"),
@@ -116,12 +117,12 @@ def test_damage_is_named(tmp_path: Path, kind: str) -> None:
     content = pack(IMAGES)
     path = tmp_path / "x.beton"
     path.write_bytes(content)
-    beton.read_tables(path)  # whole as yet
+    beton.read_image_tables(path)  # whole as yet
     damage, words = DAMAGE[kind]
     damage(content)
     path.write_bytes(content)
     with pytest.raises(FailureError, match=words) as error:
-        beton.read_tables(path)
+        beton.read_image_tables(path)
     assert str(path) in str(error.value)
 
 
@@ -133,9 +134,9 @@ def test_no_shorter_file_opens(tmp_path: Path) -> None:
     for cut in sorted(c for c in cuts if 0 <= c < len(content)):
         path.write_bytes(content[:cut])
         with pytest.raises(FailureError):
-            beton.read_tables(path)
+            beton.read_image_tables(path)
 
 
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(FailureError, match=r"gone\.beton: No such file"):
-        beton.read_tables(tmp_path / "gone.beton")
+        beton.read_image_tables(tmp_path / "gone.beton")

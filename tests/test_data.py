@@ -163,7 +163,7 @@ def epochs_of(config: DataConfig, count: int) -> tuple[np.ndarray, np.ndarray]:
     """(training images (count * 64, ...) as they come, the stored image of each)."""
     loader = load_data(config, seed=0, test_batch_size=8, device=CPU).train
     found = [images.numpy().copy() for _ in range(count) for images, _ in loader]
-    orders = [np.random.default_rng(epoch).permutation(64) for epoch in range(count)]
+    orders = [np.random.default_rng((0, epoch)).permutation(64) for epoch in range(count)]
     return np.concatenate(found), sample_pixels()[np.concatenate(orders)]
 
 

@@ -230,13 +230,13 @@ def test_a_damaged_sample_is_black_and_told(write: Callable[[str], Path], tmp_pa
     assert all(image.any() for place, image in enumerate(found) if place != 5)
 
     decoder = decoders.WholeImage((16, 16))
-    decoder.accept_field(loader.reader.handlers["image"])
-    decoder.accept_globals(loader.reader.metadata["f0"].copy(), None)
-    decoder.metadata["data_ptr"][7] += 1
+    field, metadata = loader.reader.handlers["image"], loader.reader.metadata["f0"].copy()
+    metadata["data_ptr"][7] += 1
     memory = np.fromfile(path, np.uint8)
     manager = loader.memory_manager
     out = np.empty((24, 16, 16, 3), np.uint8)
-    told = decoder.decode(np.arange(24), out, (memory, manager.ptrs, manager.sizes), np.uint64(0))
+    state, key = (memory, manager.ptrs, manager.sizes), np.uint64(0)
+    told = decoder.decode(field, metadata, np.arange(24), out, state, key, 1)
     wanted = np.zeros(24, int)
     wanted[[5, 7]] = status.WRONG_SIZE, status.OUTSIDE_FILE
     assert told.tolist() == wanted.tolist()

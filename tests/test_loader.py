@@ -1,91 +1,485 @@
-"""What the Loader keeps from the user of FFCV: thread counts, hangs, threads left behind."""
+"""The Loader's promises: order, resume, ranks, held batches, errors, ends; and FFCV's pipelines."""
 
+import itertools
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from resnet_ffcv import loader
-from resnet_ffcv.loader import Loader
+from resnet_ffcv import Loader, beton
+from resnet_ffcv.decoders import CenterCrop, PadCrop, RandomResizedCrop, WholeImage
+from resnet_ffcv.errors import FailureError, UsageError
+from resnet_ffcv.orders import quasi_random_order, random_order, share
+from resnet_ffcv.stock import IntDecoder, OrderOption, Squeeze, ToTensor
+
+SAMPLES = 64  # in the file of the fixture `sample_folder`
+SEQUENTIAL, RANDOM, QUASI = OrderOption.SEQUENTIAL, OrderOption.RANDOM, OrderOption.QUASI_RANDOM
 
 
 @pytest.fixture(scope="module")
-def make_loader(sample_folder: Path) -> Callable[..., Loader]:
-    def make(**options: Any) -> Loader:
-        options = {"order": loader.OrderOption.RANDOM, "seed": 3, "drop_last": False, **options}
-        return Loader(
-            str(sample_folder / "train.beton"),
-            20,
-            num_workers=1,
-            pipelines={"image": None, "label": [loader.IntDecoder(), loader.ToTensor()]},
-            **options,
-        )
-
-    return make
+def path(sample_folder: Path) -> Path:
+    return sample_folder / "train.beton"
 
 
-def labels(epoch: Any) -> list[int]:
-    return [int(label) for (batch,) in epoch for label in batch]
+def make(path: Path, batch_size: int = 20, **options: Any) -> Loader:
+    """Labels alone, which say what a batch holds; or the given pipelines."""
+    options = {"num_workers": 1, "order": RANDOM, "seed": 3, "drop_last": False, **options}
+    pipelines = {"image": None, "label": [IntDecoder(), ToTensor(), Squeeze(1)]}
+    return Loader(path, batch_size, **{"pipelines": pipelines, **options})
 
 
-def test_every_sample_comes_once_in_an_order_of_seed_and_epoch(
-    make_loader: Callable[..., Loader],
+def image_loader(path: Path, batch_size: int = 20, **options: Any) -> Loader:
+    decoder = options.pop("decoder", None) or RandomResizedCrop((24, 24), flip=0.5)
+    pipelines = {"image": [decoder, ToTensor()], "label": [IntDecoder(), ToTensor(), Squeeze(1)]}
+    return make(path, batch_size, pipelines=pipelines, **options)
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file whose labels are the samples' indices; raw images of 24 x 20 in pages of 8 MiB."""
+    from resnet_ffcv.config import ImageConfig, OutputConfig, WriteConfig, WriterConfig
+    from resnet_ffcv.sources import Source, Split
+    from resnet_ffcv.writer import Report, write_dataset
+
+    folder = tmp_path_factory.mktemp("numbered")
+    images = np.random.default_rng(0).integers(0, 256, (103, 20, 24, 3), np.uint8)
+    split = Split(images, np.arange(len(images)))
+    config = WriteConfig(
+        output=OutputConfig(str(folder)), image=ImageConfig(mode="raw"), writer=WriterConfig(1)
+    )
+    write_dataset(Source("n", ["x"] * 103, {"train": split, "val": split}), config, Report())
+    return folder / "train.beton"
+
+
+def numbers(epoch: Any) -> list[int]:
+    return [int(label) for batch in epoch for label in batch[-1]]
+
+
+# Order ----------------------------------------------------------------------------------
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    samples=st.integers(0, 200),
+    batch_size=st.integers(1, 30),
+    world_size=st.integers(1, 7),
+    drop_last=st.booleans(),
+    start=st.integers(0, 220),
+)
+def test_shares_hold_each_sample_once(
+    samples: int, batch_size: int, world_size: int, drop_last: bool, start: int
 ) -> None:
-    first, again = make_loader(), make_loader()
-    epochs = [labels(first), labels(first)]
+    shares = [
+        share(samples, batch_size, rank, world_size, drop_last=drop_last, start=start)
+        for rank in range(world_size)
+    ]
+    found = [list(range(a, b)) for bounds in shares for a, b in bounds.tolist()]
+    rest = max(0, samples - start)
+    whole = rest // (batch_size * world_size) * batch_size * world_size
+    expected = range(start, start + (whole if drop_last else rest))
+    assert sorted(i for part in found for i in part) == list(expected)
+    sizes = [len(part) for part in found]
+    assert all(1 <= size <= batch_size for size in sizes)
+    counts = {len(bounds) for bounds in shares}
+    assert max(counts) - min(counts) <= 1
+    # After each global batch, what all ranks have is a beginning of the order.
+    for step in range(min(counts)):
+        seen = sorted(i for bounds in shares for a, b in bounds[: step + 1] for i in range(a, b))
+        assert seen == list(range(start, start + len(seen)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    batch_size=st.integers(1, 60), world_size=st.integers(1, 4), drop_last=st.booleans(),
+    order=st.sampled_from([SEQUENTIAL, RANDOM, QUASI]),
+)  # fmt: skip
+def test_ranks_together_show_each_sample_once(
+    numbered: Path, batch_size: int, world_size: int, drop_last: bool, order: Any
+) -> None:
+    options = {"world_size": world_size, "drop_last": drop_last, "order": order}
+    if drop_last and batch_size * world_size > 103:
+        return
+    ranks = [make(numbered, batch_size, rank=rank, **options) for rank in range(world_size)]
+    epochs = [[batch[-1].tolist() for batch in loader] for loader in ranks]
+    assert [len(epoch) for epoch in epochs] == [len(loader) for loader in ranks]
+    shown = [n for epoch in epochs for batch in epoch for n in batch]
+    whole = 103 // (batch_size * world_size) * batch_size * world_size
+    assert len(shown) == len(set(shown)) == (whole if drop_last else 103)
+    states = [loader.state_dict() for loader in ranks]
+    assert states[0] == {**states[-1], "epoch": 1, "samples": 0}
+
+
+def test_the_order_is_a_function_of_seed_and_epoch(numbered: Path) -> None:
+    first, again, other = make(numbered), make(numbered), make(numbered, seed=4)
+    epochs = [numbers(first), numbers(first)]
     again.next_epoch = 1
-    assert labels(again) == epochs[1] != epochs[0]
-    expected = labels(make_loader(order=loader.OrderOption.SEQUENTIAL))
-    assert len(expected) == 64
-    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(expected)
-    order = np.random.default_rng(3).permutation(64)  # as FFCV documents it
-    assert epochs[0] == [expected[index] for index in order]
+    assert numbers(again) == epochs[1] != epochs[0] != numbers(other)
+    assert epochs[0] == np.random.default_rng((3, 0)).permutation(103).tolist()
+    assert numbers(make(numbered, order=SEQUENTIAL)) == list(range(103))
+    assert make(numbered, seed=None).seed != make(numbered, seed=None).seed
+    assert make(numbered, seed=None, world_size=2).seed == 0
 
 
-def test_a_break_ends_the_decoding_thread(make_loader: Callable[..., Loader]) -> None:
-    batches = make_loader()
-    before = threading.active_count()
-    for _ in range(10):
-        for _batch in batches:
+@settings(max_examples=50, deadline=None)
+@given(samples=st.integers(1, 3000), per_page=st.integers(1, 40), seed=st.integers(0, 99))
+def test_quasi_random_order_keeps_to_few_pages(samples: int, per_page: int, seed: int) -> None:
+    pages = np.arange(samples) // per_page
+    order = quasi_random_order(np.arange(samples), pages, seed, 1)
+    assert sorted(order.tolist()) == list(range(samples))
+    assert np.array_equal(order, quasi_random_order(np.arange(samples), pages, seed, 1))
+    if samples > 200:
+        assert not np.array_equal(order, quasi_random_order(np.arange(samples), pages, seed, 2))
+    # A page's samples lie within as many places as 64 pages have.
+    for page in np.unique(pages):
+        places = np.flatnonzero(pages[order] == page)
+        assert places.max() - places.min() < 64 * per_page
+    assert np.array_equal(np.sort(random_order(pages, seed, 0)), pages)
+
+
+# Resume ---------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_an_epoch_is_gone_on_with_by_others(numbered: Path, data: st.DataObject) -> None:
+    order = data.draw(st.sampled_from([SEQUENTIAL, RANDOM, QUASI]))
+    batch_size, world_size = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 3))
+    ranks = [
+        make(numbered, batch_size, order=order, rank=r, world_size=world_size)
+        for r in range(world_size)
+    ]
+    for loader in ranks:
+        loader.next_epoch = 5
+    steps = data.draw(st.integers(0, len(ranks[-1]) - 1))
+    shown = [n for loader in ranks for n in numbers(itertools.islice(loader, steps))]
+    states = [loader.state_dict() for loader in ranks]
+    if steps:
+        assert all(state == states[0] for state in states)
+    else:
+        states[0] = {**states[0], "epoch": 5}
+    others = data.draw(st.integers(1, 3))
+    next_size = data.draw(st.integers(1, 20))
+    for rank in range(others):
+        loader = make(numbered, next_size, order=order, rank=rank, world_size=others, seed=99)
+        loader.load_state_dict(states[0])
+        shown += numbers(loader)
+        assert loader.state_dict()["epoch"] == 6
+    assert sorted(shown) == list(range(103))
+
+
+def test_the_next_batches_are_the_same_after_resume(numbered: Path) -> None:
+    whole = [(i.numpy().copy(), n.tolist()) for i, n in image_loader(numbered, 7)]
+    for steps in range(1, 15):
+        loader = image_loader(numbered, 7)
+        list(itertools.islice(loader, steps))
+        again = image_loader(numbered, 7, seed=11, num_workers=2)
+        again.load_state_dict(loader.state_dict())
+        rest = [(i.numpy().copy(), n.tolist()) for i, n in again]
+        assert [n for _, n in rest] == [n for _, n in whole[steps:]]
+        for (image, _), (expected, _) in zip(rest, whole[steps:], strict=True):
+            assert np.array_equal(image, expected)
+
+
+def test_a_state_of_another_file_is_refused(numbered: Path, path: Path) -> None:
+    state = make(numbered).state_dict()
+    for other in (make(path), make(numbered, indices=range(50)), make(numbered, order=QUASI)):
+        with pytest.raises(FailureError, match="is not what the state was saved with"):
+            other.load_state_dict(state)
+    assert set(state) == {"seed", "epoch", "samples", "dataset"}
+
+
+# Pixels ---------------------------------------------------------------------------------
+
+
+def pixels_by_label(loader: Loader) -> dict[int, bytes]:
+    return {
+        int(n): image.numpy().tobytes()
+        for images, labels in loader
+        for image, n in zip(images, labels, strict=True)
+    }
+
+
+def test_pixels_do_not_depend_on_threads_batches_ranks_or_order(numbered: Path) -> None:
+    expected = pixels_by_label(image_loader(numbered))
+    for options in ({"batch_size": 3, "num_workers": 2}, {"order": SEQUENTIAL}, {"order": QUASI}):
+        assert pixels_by_label(image_loader(numbered, **options)) == expected
+    ranks = [pixels_by_label(image_loader(numbered, 9, rank=r, world_size=3)) for r in range(3)]
+    assert ranks[0] | ranks[1] | ranks[2] == expected
+    assert pixels_by_label(image_loader(numbered, seed=4)) != expected
+    loader = image_loader(numbered)
+    assert pixels_by_label(loader) == expected != pixels_by_label(loader)  # another epoch
+
+
+def test_output_size_may_change_between_epochs(numbered: Path) -> None:
+    decoder = PadCrop((20, 24), padding=4)
+    loader = image_loader(numbered, decoder=decoder)
+    running = iter(loader)
+    next(running)
+    decoder.output_size = (8, 9)
+    assert {images.shape[1:] for images, _ in running} == {(20, 24, 3)}
+    assert {images.shape[1:] for images, _ in loader} == {(8, 9, 3)}
+
+
+# Batches that are held ------------------------------------------------------------------
+
+
+def test_a_batch_stays_what_it_was_while_it_is_held(numbered: Path) -> None:
+    decoder = WholeImage()
+    expected = [
+        images.numpy().copy()
+        for images, _ in image_loader(numbered, 5, decoder=decoder, order=SEQUENTIAL)
+    ]
+    loader = image_loader(numbered, 5, decoder=decoder, order=SEQUENTIAL)
+    for hold in (
+        lambda x: x,
+        lambda x: x[1:],
+        lambda x: x.numpy()[1:],
+        lambda x: x.permute(0, 3, 1, 2),
+    ):
+        held = [hold(images) for images, _ in loader]
+        for part, whole in zip(held, expected, strict=True):
+            assert np.array_equal(np.asarray(part), np.asarray(hold(torch.from_numpy(whole))))
+        del held, part
+
+
+def test_memory_is_used_again(numbered: Path) -> None:
+    loader = image_loader(numbered, 2, batches_ahead=2)
+    for _ in range(3):
+        for _batch in loader:
+            pass
+    assert loader._slots is not None
+    assert len(loader._slots.kept) <= 2 + 3
+    assert len({images.data_ptr() for images, _ in loader}) <= 2 + 3
+    held = list(loader)
+    assert len({images.data_ptr() for images, _ in held}) == len(held)
+    del held
+    list(itertools.islice(loader, 3))
+    assert len(loader._slots.kept) <= 2 + 5
+
+
+def test_copy(numbered: Path) -> None:
+    loader = image_loader(numbered, 2, batches_ahead=1, copy=False)
+    addresses = [images.data_ptr() for images in [b[0] for b in loader]]
+    assert len(set(addresses)) <= 4 < len(addresses)  # held, and yet used again
+    copies = list(image_loader(numbered, 2, copy=True))
+    assert len({images.data_ptr() for images, _ in copies}) == len(copies)
+
+
+# Ends and errors ------------------------------------------------------------------------
+
+
+def decoding_threads() -> int:
+    return sum(t.name in ("decode", "read ahead") for t in threading.enumerate())
+
+
+def test_a_break_ends_the_threads(numbered: Path) -> None:
+    loader = image_loader(numbered, 2)
+    for _ in range(20):
+        for _batch in loader:
             break
-    assert threading.active_count() == before
+    assert decoding_threads() == 0
+    epoch = iter(loader)
+    next(epoch)
+    assert decoding_threads() > 0
+    epoch.close()
+    assert decoding_threads() == 0
+    assert list(epoch) == []
 
 
-def test_an_error_of_the_decoding_thread_reaches_the_caller(
-    make_loader: Callable[..., Loader], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    batches = make_loader()
+def test_epochs_and_loaders_at_once(numbered: Path) -> None:
+    loader = image_loader(numbered, 10, num_workers=2)
+    expected = [numbers(loader), numbers(loader)]
+    loader.next_epoch = 0
+    pairs = list(zip(loader, loader, image_loader(numbered, 10, seed=8), strict=True))
+    assert [numbers([pair[place] for pair in pairs]) for place in (0, 1)] == expected
+    found: list[list[int]] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(numbers(image_loader(numbered, 10))))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected[0]] * 3
+
+
+def test_an_operation_serves_one_loader_at_a_time(numbered: Path, path: Path) -> None:
+    decoder = RandomResizedCrop((8, 8))
+    first, second = image_loader(numbered, 2, decoder=decoder), image_loader(path, decoder=decoder)
+    epoch = iter(first)
+    with pytest.raises(UsageError, match=r"RandomResizedCrop that serves .*; make one for each"):
+        iter(second)
+    epoch.close()
+    assert len(list(second)) == len(second)
+
+
+def test_an_error_reaches_the_caller(numbered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = image_loader(numbered)
 
     def fail(*_: Any) -> None:
-        raise RuntimeError("no such page")
+        raise RuntimeError("no such window")
 
-    memory = type(batches.memory_manager.schedule_epoch([]))
-    monkeypatch.setattr(memory, "start_batch", fail)
-    with pytest.raises(RuntimeError, match="no such page"):
-        labels(batches)
+    monkeypatch.setattr(RandomResizedCrop, "choose_windows", fail)
+    with pytest.raises(RuntimeError, match="no such window"):
+        numbers(loader)
+    assert decoding_threads() == 0
 
 
-def test_torchs_threads_stay_the_users(sample_folder: Path) -> None:
-    program = f"""
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """A file by us in mode jpg of which the samples 20 and 57 are destroyed."""
+    from resnet_ffcv.config import ImageConfig, OutputConfig, WriteConfig, WriterConfig
+    from resnet_ffcv.sources import Source, Split
+    from resnet_ffcv.writer import Report, write_dataset
+
+    images = np.random.default_rng(0).integers(0, 256, (103, 20, 24, 3), np.uint8)
+    split = Split(images, np.arange(len(images)))
+    config = WriteConfig(
+        output=OutputConfig(str(tmp_path)), image=ImageConfig(mode="jpg"), writer=WriterConfig(1)
+    )
+    write_dataset(Source("n", ["x"] * 103, {"train": split, "val": split}), config, Report())
+    path = tmp_path / "train.beton"
+    tables = beton.read_image_tables(path)
+    with path.open("r+b") as file:
+        for sample in (20, 57):
+            start, size = tables.region(sample)
+            file.seek(start + size // 2)
+            file.write(bytes(size // 2))
+    return path
+
+
+@pytest.mark.parametrize("order", [SEQUENTIAL, RANDOM])
+def test_damaged_samples(damaged: Path, order: Any) -> None:
+    loader = image_loader(damaged, 10, order=order)
+    with pytest.raises(FailureError, match=r"train\.beton: sample (20|57) is damaged: its JPEG"):
+        numbers(loader)
+    skipping = image_loader(damaged, 10, order=order, on_error="skip")
+    good = sorted(set(range(103)) - {20, 57})
+    assert sorted(numbers(skipping)) == good
+    assert skipping.damaged == dict.fromkeys([20, 57], "its JPEG is damaged")
+    assert skipping.state_dict()["epoch"] == 1
+    alone = image_loader(damaged, 1, order=order, on_error="skip")
+    assert sorted(numbers(alone)) == good
+
+
+def test_a_file_cut_while_it_is_open(damaged: Path) -> None:
+    loader = image_loader(damaged)
+    with damaged.open("r+b") as file:
+        file.truncate(9_000_000)
+    with pytest.raises(FailureError, match=r"was cut to 9,000,000 of .* since it was opened"):
+        iter(loader)
+
+
+WRONG = [
+    ({"batch_size": 0}, "batch_size=0: wanted is a whole number from 1"),
+    ({"indices": [0, 103]}, "indices from 0 to 103: the file has samples 0 to 102"),
+    ({"indices": [-1]}, "indices from -1"), ({"indices": [0.5]}, "wanted are whole numbers"),
+    ({"rank": 2, "world_size": 2}, "rank=2: wanted is from 0, below world_size"),
+    ({"seed": -1}, "seed=-1"), ({"on_error": "ignore"}, "on_error='ignore': wanted is raise or"),
+    ({"order": "random"}, "order='random': wanted is an OrderOption"),
+    ({"distributed": True}, "distributed=True wants"),
+    ({"batch_size": 200, "drop_last": True}, "103 samples give no batch of 200"),
+    ({"indices": []}, "0 samples give no batch"),
+    ({"pipelines": {"image": "x"}}, "the pipeline of image is no list"),
+    ({"pipelines": {"picture": [ToTensor()]}}, "pipeline picture: the file has the f"),
+    ({"pipelines": {"image": [ToTensor(), 3]}}, "pipeline image: 3 is no operation"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "words"), WRONG, ids=[words for _, words in WRONG])
+def test_what_cannot_be_is_refused(numbered: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        make(numbered, **options)
+
+
+def test_filter_and_indices(numbered: Path) -> None:
+    loader = image_loader(numbered, 8, indices=range(50, 103), order=SEQUENTIAL)
+    even = loader.filter("label", lambda label: label % 2 == 0)
+    assert numbers(even) == list(range(50, 103, 2))
+    bright = loader.filter("image", lambda image: image[0, 0, 0] > 128)
+    expected = [int(n) for images, labels in image_loader(numbered, 8, indices=range(50, 103),
+                order=SEQUENTIAL) for i, n in zip(images, labels, strict=True)
+                if i[0, 0, 0] > 128]  # fmt: skip
+    assert numbers(bright) == expected
+    assert numbers(make(numbered, indices=[5, 5, 7], order=SEQUENTIAL)) == [5, 5, 7]
+    with pytest.raises(UsageError, match="has image, label"):
+        loader.filter("name", bool)
+
+
+def test_a_pipelines_list_stays_as_it_was(numbered: Path) -> None:
+    pipeline = [CenterCrop((8, 8)), ToTensor()]
+    before = list(pipeline)
+    for _ in range(2):
+        loader = make(numbered, pipelines={"image": pipeline, "label": None})
+        assert {images.shape[1:] for (images,) in loader} == {(8, 8, 3)}
+    assert pipeline == before
+
+
+def test_pages_may_be_dropped_from_the_cache(numbered: Path) -> None:
+    expected = pixels_by_label(image_loader(numbered))
+    loader = image_loader(numbered, os_cache=False)
+    assert pixels_by_label(loader) == expected
+    loader.next_epoch = 0
+    assert pixels_by_label(loader) == expected
+
+
+# The process ----------------------------------------------------------------------------
+
+
+def run_script(script: str, path: Path, timeout: float = 60, **options: Any) -> Any:
+    head = f"""
 import torch
 torch.set_num_threads(5)
-from resnet_ffcv import loader
-seen = {{torch.get_num_threads()}}
-batches = loader.Loader({str(sample_folder / "train.beton")!r}, 16, num_workers=1, seed=0,
-    pipelines={{"image": None, "label": [loader.IntDecoder(), loader.ToTensor()]}})
-seen.add(torch.get_num_threads())
-for _ in range(2):
-    for batch in batches:
-        seen.add(torch.get_num_threads())
-seen.add(torch.get_num_threads())
-print(seen)
+from resnet_ffcv import Loader
+from resnet_ffcv.decoders import RandomResizedCrop
+from resnet_ffcv.stock import IntDecoder, ToTensor
+loader = Loader({str(path)!r}, 2, num_workers=1, seed=0,
+    pipelines={{"image": [RandomResizedCrop((200, 200)), ToTensor()]}})
 """
-    ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    return subprocess.run(
+        [sys.executable, "-c", head + script], capture_output=True, text=True, timeout=timeout,
+        **options,
+    )  # fmt: skip
+
+
+def test_torchs_threads_stay_the_users(path: Path) -> None:
+    ended = run_script(
+        "seen = {torch.get_num_threads()}\n"
+        "for epoch in range(2):\n"
+        "    for batch in loader: seen.add(torch.get_num_threads())\n"
+        "print(seen | {torch.get_num_threads()})",
+        path,
+        check=True,
     )
     assert ended.stdout == "{5}\n"
+
+
+@pytest.mark.parametrize("left", ["it = iter(loader); next(it)", "for b in loader: raise KeyError",
+                                  "its = [iter(loader) for _ in range(3)]"])  # fmt: skip
+def test_the_interpreter_ends_while_batches_are_made(path: Path, left: str) -> None:
+    ended = run_script(left, path)
+    assert ended.returncode == (1 if "raise" in left else 0), ended.stderr
+    assert "Fatal" not in ended.stderr
+
+
+def test_ctrl_c_while_waiting_for_a_batch(path: Path) -> None:
+    script = (
+        "import os, signal, threading, time\n"
+        "from resnet_ffcv import decoders\n"
+        "decoders.RandomResizedCrop.decode = lambda *a: time.sleep(0.3) or 1 / 0\n"
+        "threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "began = time.time()\n"
+        "try: next(iter(loader))\n"
+        "except KeyboardInterrupt: print(time.time() - began)"
+    )
+    ended = run_script(script, path)
+    assert float(ended.stdout) < 1, ended.stderr
+    assert ended.returncode == 0

@@ -61,7 +61,7 @@ def test_folders_with_a_file_of_keys(
     ended = run("--config", str(recipe), "--image.quality=70")
     assert ended.returncode == 0, ended.stderr
     assert "ignored 2 files that no image format names" in ended.stderr
-    tables = beton.read_tables(tmp_path / "out/val.beton")
+    tables = beton.read_image_tables(tmp_path / "out/val.beton")
     # The default would be JPEG at the source's 90 pixels; at 50 it is raw.
     assert set(tables.metadata["image"]["mode"]) == {beton.RAW}
     assert set(tables.metadata["image"]["width"]) == {50}
@@ -189,5 +189,5 @@ def test_after_a_kill_workers_end_and_the_next_run_succeeds(
     again.communicate()
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert names == ["train.beton", "train.beton.json", "val.beton", "val.beton.json"]
-    found = beton.read_tables(tmp_path / "out/val.beton")
+    found = beton.read_image_tables(tmp_path / "out/val.beton")
     assert np.array_equal(found.metadata["label"], np.zeros(250))

@@ -57,7 +57,7 @@ def write(
 
 def stored(path: Path) -> Iterator[tuple[np.void, bytes]]:
     """(metadata row, bytes) of each sample."""
-    tables, content = beton.read_tables(path), path.read_bytes()
+    tables, content = beton.read_image_tables(path), path.read_bytes()
     for place, row in enumerate(tables.metadata["image"]):
         start, size = tables.region(place)
         yield row, content[start : start + size]
@@ -118,7 +118,7 @@ def test_stock_ffcv_opens_our_forms(
         files[f"{place}.png"] = out.getvalue()
     items = sorted(make_folder(files).iterdir())
     path = write(source_of(items), tmp_path / "out", mode=mode, quality=95, max_resolution=80)
-    tables = beton.read_tables(path)
+    tables = beton.read_image_tables(path)
     assert tables.form == mode
     rows = tables.metadata["image"]
     assert [(row["width"], row["height"], row["colour"]) for row in rows] == [
@@ -180,10 +180,10 @@ def test_kept_jpegs_fill_pages_without_gaps(
     assert [(r["mode"], r["width"], r["height"]) for r, _ in rows] == [
         (beton.JPG, 30 + seed, 40) for seed in range(20)
     ]
-    tables = beton.read_tables(path)
-    ends = tables.allocations["ptr"] + tables.allocations["size"]
-    assert ends[:-1].tolist() == tables.allocations["ptr"][1:].tolist()
-    assert tables.allocations["sample_id"].tolist() == list(range(20))
+    tables = beton.read_image_tables(path)
+    ends = tables.starts + tables.sizes
+    assert ends[:-1].tolist() == tables.starts[1:].tolist()
+    assert tables.samples.tolist() == list(range(20))
     assert path.read_bytes()[int(ends[-1]) : tables.data_end].strip(b"\0") == b""
 
 
@@ -261,7 +261,7 @@ def test_a_sample_larger_than_a_page_gets_larger_pages(tmp_path: Path) -> None:
     notes = Notes()
     path = write(source_of(items, items[:1]), tmp_path, notes, mode="raw", max_resolution=1700)
     assert "an image takes 8,670,000 bytes: again with pages of 16,777,216" in notes.said
-    assert beton.read_tables(path).page_size == 1 << 24
+    assert beton.read_image_tables(path).page_size == 1 << 24
     assert [data for _, data in stored(path)] == [item.tobytes() for item in items]
 
 
@@ -353,7 +353,7 @@ def test_limit_and_proportion_are_drawn_by_the_seed(tmp_path: Path) -> None:
             source_of(items), tmp_path / str(seed), mode="proportion", seed=seed, limit=400,
             compress_probability=0.25,
         )  # fmt: skip
-        tables = beton.read_tables(path)
+        tables = beton.read_image_tables(path)
         assert len(tables.metadata) == 400
         assert 60 <= (tables.metadata["image"]["mode"] == beton.JPG).sum() <= 140
         raw = [data for row, data in stored(path) if row["mode"] == beton.RAW]

@@ -1,0 +1,106 @@
+"""The memory that batches lie in, used again when nobody refers to it any more.
+
+FFCV overwrites a batch at the next one but two, held or not; to allocate it anew each time would
+cost a page fault for each 4 kB. Here each buffer is owned by an array of ours, and whatever is made
+of it (views, tensors, views of tensors) keeps a reference to that array: Python's own count says
+whether it is free.
+"""
+
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from resnet_ffcv.stock import AllocationQuery
+
+OURS = 2  # references to an owner that nobody else has: the slot's, and the question itself
+
+
+class Slot:
+    """Memory for one batch: a buffer for each query of FFCV's Operations."""
+
+    def __init__(self, queries: Sequence[Any], batch_size: int) -> None:
+        self.queries, self.batch_size = queries, batch_size
+        self.owners: dict[tuple[int, int], np.ndarray] = {}
+        self.handed_out = False  # and not to be used again before the next batch is asked for
+        self.copied: Any = None  # CUDA's event: copies from here to the device are done
+
+    def views(self, number: int, count: int) -> Any:
+        """The memory of query `number` for a batch of `count` samples."""
+        query = self.queries[number]
+        if query is None:
+            return None
+        if isinstance(query, AllocationQuery):
+            return self._view((number, 0), query, count)
+        return tuple(self._view((number, part), q, count) for part, q in enumerate(query))
+
+    def _view(self, key: tuple[int, int], query: Any, count: int) -> Any:
+        shape = (count, *(int(side) for side in query.shape))
+        is_tensor = isinstance(query.dtype, torch.dtype)
+        if is_tensor and query.device is not None and torch.device(query.device).type != "cpu":
+            return torch.empty(shape, dtype=query.dtype, device=query.device)  # torch keeps a pool
+        one = torch.empty(0, dtype=query.dtype) if is_tensor else np.empty(0, query.dtype)
+        size = int(np.prod(shape)) * one.itemsize
+        if key not in self.owners:
+            self.owners[key] = _allocate(size // max(1, count) * self.batch_size)
+        memory = self.owners[key][:size]
+        if is_tensor:
+            return torch.from_numpy(memory).view(query.dtype).view(shape)
+        return memory.view(query.dtype).reshape(shape)
+
+    def is_held(self) -> bool:
+        """Whether somebody refers to what was made of it."""
+        return any(sys.getrefcount(self.owners[key]) > OURS for key in self.owners)
+
+    def wait(self) -> None:
+        """For the device to have copied what it was told to."""
+        if self.copied is not None:
+            self.copied.synchronize()
+            self.copied = None
+
+
+def _allocate(size: int) -> np.ndarray:
+    if not torch.cuda.is_available():
+        return np.empty(size, np.uint8)
+    pinned: np.ndarray = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
+    return pinned
+
+
+class Slots:
+    """Slots of batches of one kind; as many as are in use at once, and `spare` that are not.
+
+    Without `respect_holders` they are used again though somebody refers to them.
+    """
+
+    def __init__(
+        self, queries: Sequence[Any], batch_size: int, *, spare: int, respect_holders: bool
+    ) -> None:
+        self.queries, self.batch_size, self.spare = queries, batch_size, spare
+        self.respect_holders = respect_holders
+        self.kept: list[Slot] = []
+        self.lock = threading.Lock()
+
+    def take(self) -> Slot:
+        """A free slot; a new one where there is none."""
+        with self.lock:
+            free = [
+                slot
+                for slot in self.kept
+                if not (slot.handed_out or (self.respect_holders and slot.is_held()))
+            ]
+            for slot in free[self.spare :]:  # of batches that were held, and are no more
+                self.kept.remove(slot)
+            if free:
+                self.kept.remove(free[0])
+        if not free:
+            return Slot(self.queries, self.batch_size)
+        free[0].wait()
+        return free[0]
+
+    def put(self, slot: Slot) -> None:
+        """A slot that was taken comes back; its batch may still be in use."""
+        with self.lock:
+            self.kept.append(slot)

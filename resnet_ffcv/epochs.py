@@ -1,0 +1,194 @@
+"""One epoch of a Loader: a thread that makes its batches, and the iterator that hands them out."""
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from resnet_ffcv.buffers import Slot, Slots
+from resnet_ffcv.errors import FailureError
+from resnet_ffcv.kernels import status
+from resnet_ffcv.kernels.random import epoch_key
+from resnet_ffcv.pipelines import Batch, DamagedError, run
+from resnet_ffcv.stock import Compiler, OrderOption
+from resnet_ffcv.storage import ReadAhead
+
+if TYPE_CHECKING:
+    from resnet_ffcv.loader import Loader
+
+
+@dataclass
+class Made:
+    """A batch that is ready."""
+
+    outputs: tuple[Any, ...]
+    number: int  # of the batch in its epoch, from 1
+    slot: Slot
+    damaged: dict[int, str]  # samples that were left out of it, and why
+    on_device: Any = None  # CUDA's event: it has been copied there
+
+
+class Producer:
+    """Makes the batches of an epoch, `loader.batches_ahead` before they are asked for."""
+
+    def __init__(
+        self, loader: "Loader", slots: Slots, batches: Sequence[np.ndarray], epoch: int, start: int
+    ) -> None:
+        self.loader, self.slots, self.batches = loader, slots, batches
+        self.epoch, self.start = epoch, start  # the samples of it that were handed out before
+        self.key = np.uint64(epoch_key(loader.seed, epoch))
+        self.ready: deque[Made] = deque()
+        self.changed = threading.Condition()
+        self.ended = self.finished = False
+        self.error: BaseException | None = None
+        self.stream: Any = torch.cuda.Stream() if torch.cuda.is_available() else None  # type: ignore[no-untyped-call]
+        self.thread = threading.Thread(target=self._run, name="decode", daemon=True)
+        self.thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        return self.thread.is_alive()
+
+    def take(self) -> Made | None:
+        """The next batch; None behind the last.
+
+        Raises:
+            what went wrong with it.
+        """
+        with self.changed:
+            while not (self.ready or self.finished):
+                self.changed.wait()
+            if self.ready:
+                self.changed.notify_all()
+                return self.ready.popleft()
+        if self.error is not None:
+            raise self.error
+        return None
+
+    def end(self) -> None:
+        """Ends the thread, and waits for it: one left behind can abort the process at its exit."""
+        with self.changed:
+            self.ended = True
+            self.changed.notify_all()
+        if threading.current_thread() is not self.thread:
+            self.thread.join()
+        while self.ready:
+            self.ready.popleft().slot.handed_out = False
+
+    def _run(self) -> None:
+        try:
+            Compiler.set_num_threads(self.loader.num_workers)  # numba's, of this thread
+            by_page = self.loader.order == OrderOption.QUASI_RANDOM
+            reading = ReadAhead(
+                self.loader.storage, self.batches, by_page=by_page, keep=self.loader.os_cache
+            )
+            with reading:
+                for number, indices in enumerate(self.batches, 1):
+                    made = self._make(number, indices)
+                    reading.decoded(indices)
+                    if made is None:
+                        continue
+                    with self.changed:
+                        self.ready.append(made)
+                        self.changed.notify_all()
+                        del made  # the slot is free when the caller lets go of it
+                        while len(self.ready) >= self.loader.batches_ahead and not self.ended:
+                            self.changed.wait()
+                    if self.ended:
+                        return
+        except BaseException as error:
+            self.error = error
+        finally:
+            with self.changed:
+                self.finished = True
+                self.changed.notify_all()
+
+    def _make(self, number: int, indices: np.ndarray) -> Made | None:
+        """The batch of these samples; None where all of them were left out."""
+        damaged: dict[int, str] = {}
+        slot = self.slots.take()
+        try:
+            while len(indices):
+                try:
+                    return self._decode(number, indices, slot, damaged)
+                except DamagedError as error:
+                    bad = error.statuses != status.WHOLE
+                    causes = [status.MEANING[code] for code in error.statuses[bad].tolist()]
+                    damaged |= dict(zip(indices[bad].tolist(), causes, strict=True))
+                    if self.loader.on_error == "raise":
+                        raise self._failure(damaged) from None
+                    indices = indices[~bad]
+        finally:
+            self.slots.put(slot)
+        return None
+
+    def _decode(
+        self, number: int, indices: np.ndarray, slot: Slot, damaged: dict[int, str]
+    ) -> Made:
+        loader = self.loader
+        batch = Batch(indices, loader.storage, self.key, loader.num_workers)
+        with torch.cuda.stream(self.stream):  # of None it is no context at all
+            outputs = run(loader.plan, loader.fields, batch, slot)
+        made = Made(outputs, number, slot, damaged)
+        if self.stream is not None:
+            made.on_device = slot.copied = self.stream.record_event()
+        if loader.copy:
+            made.outputs = tuple(_copy(output) for output in outputs)
+        # What the caller copies to a device may be under way when the caller has let go of it.
+        slot.handed_out = loader.copy is False or self.stream is not None
+        return made
+
+    def _failure(self, damaged: dict[int, str]) -> FailureError:
+        first, cause = min(damaged.items())
+        others = f" (and {len(damaged) - 1} others of its batch)" if len(damaged) > 1 else ""
+        return FailureError(
+            f"{self.loader.fname}: sample {first} is damaged{others}: {cause}; write the file "
+            "again, or leave such samples out by on_error='skip'"
+        )
+
+
+def _copy(output: Any) -> Any:
+    return output.clone() if isinstance(output, torch.Tensor) else np.copy(output)
+
+
+class Epoch:
+    """Iterator over an epoch's batches. `close` ends it, as does letting go of it."""
+
+    def __init__(self, producer: Producer) -> None:
+        self.producer = producer
+        self.slot: Slot | None = None  # of the batch handed out last
+        self.close = weakref.finalize(self, producer.end)  # also when the interpreter exits
+
+    def __iter__(self) -> "Epoch":
+        return self
+
+    def __next__(self) -> tuple[Any, ...]:
+        self._let_go()
+        made, loader = self.producer.take(), self.producer.loader
+        if made is None:
+            loader.note_progress(self.producer, None)
+            self.close()
+            raise StopIteration
+        if made.on_device is not None:
+            stream = torch.cuda.current_stream()
+            stream.wait_event(made.on_device)
+            for output in made.outputs:
+                if isinstance(output, torch.Tensor) and output.is_cuda:
+                    output.record_stream(stream)
+        self.slot = made.slot
+        loader.damaged |= made.damaged
+        loader.note_progress(self.producer, made.number)
+        return made.outputs
+
+    def _let_go(self) -> None:
+        """The caller is done with the last batch, but for what it holds by references."""
+        if self.slot is not None:
+            if self.producer.stream is not None:
+                self.slot.copied = torch.cuda.current_stream().record_event()
+            self.slot.handed_out = False
+            self.slot = None

@@ -1,0 +1,46 @@
+"""Which parts of a mapped file are in memory, and the kernel's advice on what to read or drop.
+
+The functions of the C library are called without the GIL, a batch at a time.
+"""
+
+import numpy as np
+from numba import types
+
+from resnet_ffcv.kernels.compiling import kernel
+from resnet_ffcv.kernels.memory import load_byte
+
+PAGE = 4096  # bytes; where the system's are larger, calls on smaller ones fail and nothing is done
+POSIX_FADV_WILLNEED, POSIX_FADV_DONTNEED, MADV_DONTNEED = 3, 4, 4  # of Linux
+
+_mincore = types.ExternalFunction("mincore", types.int32(types.uintp, types.uintp, types.uintp))
+_madvise = types.ExternalFunction("madvise", types.int32(types.uintp, types.uintp, types.int32))
+_fadvise = types.ExternalFunction(
+    "posix_fadvise", types.int32(types.int32, types.int64, types.int64, types.int32)
+)
+
+
+@kernel
+def is_in_memory(address: int) -> bool:
+    """Whether the page at an address of a mapping is in memory, so that reading it waits for no
+    disk."""
+    found = np.zeros(1, np.uint8)
+    failed = _mincore(address // PAGE * PAGE, 1, found.ctypes.data)
+    return bool(failed != 0 or load_byte(found.ctypes.data) & 1 != 0)
+
+
+@kernel
+def will_need(handle: int, starts: np.ndarray, sizes: np.ndarray) -> None:
+    """Has parts of a file, int64 (n,), read into the page cache; does not wait for them."""
+    for i in range(len(starts)):
+        _fadvise(handle, starts[i], sizes[i], POSIX_FADV_WILLNEED)
+
+
+@kernel
+def drop(handle: int, file: int, starts: np.ndarray, sizes: np.ndarray) -> None:
+    """Drops parts of a file that is mapped at `file` from the page cache: the whole pages."""
+    for i in range(len(starts)):
+        first = -(-starts[i] // PAGE) * PAGE
+        size = (starts[i] + sizes[i]) // PAGE * PAGE - first
+        if size > 0:
+            _madvise(file + first, size, MADV_DONTNEED)
+            _fadvise(handle, first, size, POSIX_FADV_DONTNEED)
