@@ -54,10 +54,10 @@ class Images:
         return self.images[index], index
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def end_after_minutes() -> Iterator[None]:
     """A stock Loader waits for ever where its thread failed: then the tests end, and say where."""
-    faulthandler.dump_traceback_later(400, exit=True)
+    faulthandler.dump_traceback_later(900, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
 
@@ -207,6 +207,7 @@ def test_pad_crops_in_a_stock_loader(write: Callable[[str], Path]) -> None:
 def test_scale_crops_fit(write: Callable[[str], Path]) -> None:
     found = epoch(load(write("raw"), decoders.ScaleCrop((20, 20), (20, 40), flip=0.5)))[0]
     assert found.shape == (24, 20, 20, 3)
+    assert found.any(axis=(1, 2, 3)).all()  # none is black, as where a window lies outside
     with pytest.raises(UsageError, match="no crop fits"):
         load(write("raw"), decoders.ScaleCrop((224, 224), (200, 300)))
     with pytest.raises(FailureError, match="different sizes"):
@@ -240,8 +241,8 @@ def test_a_damaged_sample_is_black_and_told(write: Callable[[str], Path], tmp_pa
     wanted = np.zeros(24, int)
     wanted[[5, 7]] = status.WRONG_SIZE, status.OUTSIDE_FILE
     assert told.tolist() == wanted.tolist()
-    short = memory[: int(decoder.metadata["data_ptr"][20]) + 10]
-    told = decoder.decode(np.arange(24), out, (short, manager.ptrs, manager.sizes), np.uint64(0))
+    short = memory[: int(metadata["data_ptr"][20]) + 10], manager.ptrs, manager.sizes
+    told = decoder.decode(field, metadata, np.arange(24), out, short, key, 1)
     assert (told[20:] == status.OUTSIDE_FILE).all()
 
 
@@ -299,3 +300,38 @@ def test_what_is_no_image_is_refused() -> None:
     for wrong in (np.zeros((4, 4)), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4), np.uint8)):
         with pytest.raises(ValueError, match="not uint8"):
             DCTImageField().encode(np.zeros(1, FORM_ROW), wrong, lambda size: (0, np.empty(size)))
+
+
+WRONG: list[tuple[str, dict[str, Any], str]] = [
+    ("CenterCrop", {"ratio": 1.5}, "ratio=1.5"), ("CenterCrop", {"ratio": 0}, "ratio=0"),
+    ("CenterCrop", {"ratio": float("nan")}, "ratio=nan"),
+    ("CenterCrop", {"flip": 50}, "flip=50: wanted is a probability"),
+    ("RandomResizedCrop", {"scale": (2, 3)}, r"scale=\(2, 3\): wanted is \(low, high\)"),
+    ("RandomResizedCrop", {"scale": (0, 0)}, "scale"),
+    ("RandomResizedCrop", {"ratio": (0, 1)}, "ratio"),
+    ("RandomResizedCrop", {"ratio": (2, 1)}, "ratio"), ("PadCrop", {"padding": -1}, "padding=-1"),
+    ("ScaleCrop", {"short_side": (480, 256)}, "short_side"),
+    *(("WholeImage", {"output_size": size}, "output_size") for size in (5, (5,), (0, 5), (1.5, 2))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "options", "words"), WRONG)
+def test_arguments_that_cannot_be(name: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        getattr(decoders, name)(**{"output_size": (20, 20), **options})
+
+
+@pytest.mark.parametrize("array", [np.zeros((5, 5), np.uint8), np.zeros((5, 5, 4), np.uint8),
+                                   np.zeros((5, 5, 3))])  # fmt: skip
+def test_show_takes_images(array: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="not uint8"):
+        decoders.WholeImage().show(array)
+
+
+def test_a_batch_is_of_one_length() -> None:
+    rows = decoders.Rows(np.zeros((4, 4), np.int32), np.zeros(4, np.int64))
+    state = np.zeros(9, np.uint8), np.zeros(1, np.uint64), np.ones(1, np.uint64)
+    for windows, images in (((4, 6), 2), ((2, 6), 4), ((4, 3, 6), 4)):
+        out = np.zeros((images, 5, 5, 3), np.uint8)
+        with pytest.raises(ValueError, match="do not match"):
+            decoders.decode_batch(None, rows, state, np.zeros(windows), out)
