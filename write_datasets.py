@@ -8,9 +8,10 @@
     python write_datasets.py --source.name=imagefolder --source.path=FOLDER
                                                            FOLDER/train/CLASS/..., FOLDER/val/...
     python write_datasets.py --info data/sample/train.beton
+    python write_datasets.py --verify data/sample/train.beton
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,35 @@ try:
     from resnet_ffcv.beton import JPG, NAMES, VERSION, read_image_tables
     from resnet_ffcv.commandline import console, show_table
     from resnet_ffcv.config import WriteConfig
+    from resnet_ffcv.errors import UsageError
     from resnet_ffcv.manifest import Manifest, manifest_path, read_manifest
+    from resnet_ffcv.progress import Report
     from resnet_ffcv.sources import open_source
-    from resnet_ffcv.writer import Report, Written, write_dataset
+    from resnet_ffcv.verify import verify
+    from resnet_ffcv.writer import Written, write_dataset
 except ModuleNotFoundError as error:
     hint = "run `make setup` once, then `source .venv/bin/activate`"
     raise SystemExit(f"error: {error.name} is not installed in this Python: {hint}") from None
 
-FLAGS = {"info": "say what is in a .beton file, and do nothing else"}
+FLAGS = {
+    "info": "say what is in a .beton file, and do nothing else",
+    "verify": "check a .beton file against its checksums and its manifest; exit code 1 if damaged",
+    "decode": "with --verify: true decodes every image, too (false)",
+}
+SHOWN = 20  # runs of damaged samples that are listed for people
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     arguments = commandline.parse(argv, WriteConfig, __doc__, FLAGS)
-    if "info" in arguments.flags:
-        return show_info(Path(arguments.flags["info"]))
+    flags = arguments.flags
+    if flags.get("decode", "false") not in ("true", "false") or ("decode" in flags) > (
+        "verify" in flags
+    ):
+        raise UsageError("--decode=true or false goes with --verify FILE")
+    if "verify" in flags:
+        return show_verdict(Path(flags["verify"]), decode=flags.get("decode") == "true")
+    if "info" in flags:
+        return show_info(Path(flags["info"]))
     return write(arguments.config)
 
 
@@ -55,12 +71,16 @@ def write(config: WriteConfig) -> dict[str, Any]:
     )
     damaged = sum(file.damaged for file in files)
     if damaged:
-        console.print(f"{damaged:,} of the images were damaged; what is left of them was stored")
+        console.print(f"damaged images of which what is left was stored: {damaged:,}")
+    skipped = [name for file in files for name in file.skipped]
+    if skipped:
+        console.print(f"images that were left out, as the manifests list them: {len(skipped):,}")
     return {
         "files": {split: str(file.path) for split, file in written.items()},
         "images": sum(file.images for file in files),
         "bytes": sum(file.bytes for file in files),
         "damaged": damaged,
+        "skipped": len(skipped),
         "seconds": sum(file.seconds for file in files),
     }
 
@@ -71,6 +91,49 @@ def _row(file: Written) -> tuple[str, ...]:
     return (
         file.path.name, *(f"{n:,.0f}" for n in figures[:3]), f"{figures[3]:.1f}", f"{rate:,.0f}"
     )  # fmt: skip
+
+
+def show_verdict(path: Path, *, decode: bool) -> dict[str, Any]:
+    """Checks a .beton file, and shows what is wrong with it."""
+    if not path.is_file():
+        raise UsageError(f"--verify {path}: no such file")
+    with commandline.progress() as progress:
+        verdict = verify(path, _Bar(progress), decode=decode)
+    for words in verdict.problems:
+        console.print(words)
+    runs = _find_runs(verdict.damaged)
+    for first, last, why in runs[:SHOWN]:
+        console.print(
+            f"sample {first}: {why}" if first == last else f"samples {first} to {last}: {why}"
+        )
+    if len(runs) > SHOWN:
+        console.print(f"... and more, {len(verdict.damaged):,} samples in all")
+    rows = [("checked", words) for words in verdict.checked]
+    if not manifest_path(path).exists():
+        rows.append(("not checked", "checksums, which only manifests of write_datasets.py have"))
+    if not decode:
+        rows.append(("not checked", "whether every image decodes; --decode=true does that"))
+    samples = "" if verdict.samples is None else f"{verdict.samples:,} samples, "
+    rows.append(("found", f"{samples}{'whole' if verdict.whole else 'DAMAGED'}"))
+    show_table(str(path), ("", ""), rows)
+    return {
+        "file": str(path),
+        "whole": verdict.whole,
+        "samples": verdict.samples,
+        "damaged": sorted(verdict.damaged),
+        "problems": verdict.problems,
+    }
+
+
+def _find_runs(damaged: Mapping[int, str]) -> list[tuple[int, int, str]]:
+    """(first, last, why) of samples that follow each other and are damaged in one way."""
+    runs: list[tuple[int, int, str]] = []
+    for sample, why in sorted(damaged.items()):
+        if runs and runs[-1][1:] == (sample - 1, why):
+            runs[-1] = runs[-1][0], sample, why
+        else:
+            runs.append((sample, sample, why))
+    return runs
 
 
 def show_info(path: Path) -> dict[str, Any]:

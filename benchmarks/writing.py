@@ -25,8 +25,9 @@ from benchmarks.timing import Ratio, interleave
 from resnet_ffcv import commandline
 from resnet_ffcv.commandline import show_table
 from resnet_ffcv.config import ImageConfig, OutputConfig, WriteConfig, WriterConfig
+from resnet_ffcv.progress import Report
 from resnet_ffcv.sources import Source, Split
-from resnet_ffcv.writer import Report, write_dataset
+from resnet_ffcv.writer import write_dataset
 
 FORMS = ("dct", "yuv420", "jpg")
 

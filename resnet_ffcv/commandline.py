@@ -132,7 +132,8 @@ def _explain(field: "dataclasses.Field[Any]") -> str:
 
 
 def run_command(command: Callable[[Sequence[str]], Mapping[str, Any] | None]) -> NoReturn:
-    """Runs a command on sys.argv, prints its result as one JSON line, exits with the right code.
+    """Runs a command on sys.argv, prints its result as one JSON line, exits with the right code:
+    1 where the result says of what it checked that it is not `whole`.
 
     An error nobody foresaw is one line too; its traceback goes to a file that the line names.
     """
@@ -154,7 +155,7 @@ def run_command(command: Callable[[Sequence[str]], Mapping[str, Any] | None]) ->
         _leave(1, f"unexpected {type(error).__name__}: {error} (traceback: {report.name})")
     if result is not None:
         _write_result(result)
-    raise SystemExit(0)
+    raise SystemExit(0 if result is None or result.get("whole", True) else 1)
 
 
 def _write_result(result: Mapping[str, Any]) -> None:

@@ -103,6 +103,14 @@ class WriterConfig:
     workers: int | None = key(None, "encoding processes; null: one for each core allowed", low=1)
     limit: int | None = key(None, "images of each split, drawn by writer.seed; null: all", low=1)
     seed: int = key(0, "seed of what writer.limit and image.mode=proportion draw", low=0)
+    on_error: str = key(
+        "raise",
+        "an image that cannot be stored: raise ends the write, skip leaves it out and lists it",
+        choices=("raise", "skip"),
+    )
+    resume: bool = key(
+        False, "keep a write that is stopped as NAME.partial, and go on with one that was"
+    )
 
 
 @dataclass(frozen=True)

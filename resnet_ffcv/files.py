@@ -28,8 +28,9 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         os.replace(part, path)
         sync_folder(path.parent)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise FailureError(f"{path} could not be written: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def open_past_cache(path: Path, flags: int) -> int:

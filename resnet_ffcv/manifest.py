@@ -13,16 +13,22 @@ from resnet_ffcv.beton import ALLOCATION
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.files import write_whole
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Pages:
-    """The pages of a .beton: bytes in each, offset of the first, CRC-32 of each in hexadecimal."""
+    """Checksums of a .beton, CRC-32 in hexadecimal.
+
+    `size` of a page in bytes, `first` page's offset, `crc32` of each page; `head_crc32` of all
+    before the pages, `table_crc32` of all behind them.
+    """
 
     size: int
     first: int
     crc32: list[str]
+    head_crc32: str
+    table_crc32: str
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,8 @@ class Manifest:
     `width` and `height` are [min, median, max]; `mean` and `std` those of each channel of the
     stored training pixels, from 0 to 1, null for other splits; `pixel_mean` the name of a .npy
     file, float32 (height, width, 3), 0 to 1, where all training images have one size of at most 256
-    pixels a side; `sha256` that of the whole .beton.
+    pixels a side; `skipped` the names of images that were left out, class and file; `images_sha256`
+    that of the source's labels and names; `sha256` that of the whole .beton.
     """
 
     format_version: int
@@ -45,6 +52,8 @@ class Manifest:
     std: list[float] | None
     pixel_mean: str | None
     options: dict[str, Any]
+    skipped: list[str]
+    images_sha256: str
     sha256: str
     pages: Pages
 

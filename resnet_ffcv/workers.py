@@ -10,7 +10,7 @@ import resource
 import signal
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import connection, get_context, reduction
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from resnet_ffcv.beton import FORMS
-from resnet_ffcv.config import ImageConfig
+from resnet_ffcv.config import ImageConfig, WriterConfig
+from resnet_ffcv.content import add_pixels
 from resnet_ffcv.encode import Stored, draw, encode, read
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.kernels.moments import add_moments
@@ -28,6 +29,7 @@ TASKS = 3  # of a worker at once: one it encodes, the others wait for it or for 
 PLACE_BYTES = 8
 LEAST_KEPT = 1 << 24  # bytes of a task's memory that are not given back
 HANDLES = 8  # open files that a worker takes, at most
+NO_MEMORY = "there is no memory to hand images over in; try fewer writer.workers"
 WAITS = 2**64 - 1  # where an image's place would stand: the worker has not begun
 
 
@@ -39,6 +41,8 @@ class Task:
     indices: list[int]
     items: list[Path | np.ndarray]
     names: list[str]
+    image: ImageConfig
+    writer: WriterConfig
 
 
 @dataclass
@@ -47,13 +51,14 @@ class Encoded:
 
     `moments` int64 (2, 3) are the sums of each channel of the stored pixels and of its squares;
     `sums` int64 (height, width, 3) adds the images up, None where they are large or of different
-    sizes. `failure` names the image that could not be stored, and why.
+    sizes. `failures` has the images that could not be stored, by their place in the task, and why;
+    `images` the others.
     """
 
     images: list[Stored]
     moments: np.ndarray
     sums: np.ndarray | None
-    failure: str = ""
+    failures: dict[int, str] = field(default_factory=dict)
 
 
 def prepare(image: ImageConfig) -> None:
@@ -64,30 +69,25 @@ def prepare(image: ImageConfig) -> None:
     add_moments(pixels, np.zeros((2, 3), np.int64))
 
 
-def encode_task(task: Task, image: ImageConfig, seed: int, memory: "Memory") -> Encoded:
+def encode_task(task: Task, memory: "Memory") -> Encoded:
     """A worker's work; tells through `memory` which image it is at."""
     result = Encoded([], np.zeros((2, 3), np.int64), None)
     for place, (index, item) in enumerate(zip(task.indices, task.items, strict=True)):
         memory.tell(place)
         try:
-            stored, pixels = encode(read(item), image, draw(seed, task.split, index))
+            chance = draw(task.writer.seed, task.split, index)
+            stored, pixels = encode(read(item), task.image, chance)
         except Exception as error:  # Pillow's plugins raise nearly anything
-            result.failure = f"{task.names[place]} cannot be stored: {error}"
-            break
+            result.failures[place] = f"{task.names[place]} cannot be stored: {error}"
+            if task.writer.on_error == "raise":
+                break
+            continue
         result.images.append(stored)
         add_moments(pixels, result.moments)
         if max(pixels.shape) <= MEAN_SIDE and len(result.images) == 1:
             result.sums = np.zeros(pixels.shape, np.int64)
         result.sums = add_pixels(result.sums, pixels)
     return result
-
-
-def add_pixels(sums: np.ndarray | None, more: np.ndarray | None) -> np.ndarray | None:
-    """The sum of two arrays of pixels; None where one is None or their sizes differ."""
-    if sums is None or more is None or sums.shape != more.shape:
-        return None
-    total: np.ndarray = sums + more
-    return total
 
 
 class Memory:
@@ -111,7 +111,8 @@ class Memory:
     def put(self, content: object) -> None:
         with self._open("wb") as file:
             pickle.dump(content, file, pickle.HIGHEST_PROTOCOL)
-            file.truncate(max(file.tell(), LEAST_KEPT))  # a large image's memory is given back
+            if file.tell() < LEAST_KEPT < os.fstat(self.handle).st_size:
+                file.truncate(LEAST_KEPT)  # a large image's memory is given back
 
     def get(self) -> Any:
         with self._open("rb") as file:
@@ -143,8 +144,9 @@ class Handed:
         """What the worker made of it; its memory serves the next task."""
         encoded: Encoded = self.worker.memories[self.memory].get()
         self.worker.free.append(self.memory)
-        if encoded.failure:
-            raise FailureError(encoded.failure)
+        for failure in encoded.failures.values():
+            if failure == NO_MEMORY or self.task.writer.on_error == "raise":
+                raise FailureError(failure)
         return encoded
 
 
@@ -171,14 +173,14 @@ class Worker:
             its_end.close()  # so that the pipe ends with the worker
         self.free = list(range(TASKS))
 
-    def hand(self, task: Task, image: ImageConfig, seed: int) -> Handed:
+    def hand(self, task: Task) -> Handed:
         handed = Handed(task, self, self.free.pop())
         memory = self.memories[handed.memory]
         memory.tell(WAITS)
         try:
-            memory.put((task, image, seed))
+            memory.put(task)
         except (OSError, MemoryError) as error:
-            raise FailureError(f"no memory to hand images to workers: {error}") from error
+            raise FailureError(f"{NO_MEMORY} ({error})") from error
         self.unanswered.append(handed)
         try:
             self.pipe.send(handed.memory)
@@ -225,12 +227,11 @@ def work(pipe: "connection.Connection[int, int]", memories: list[Memory]) -> Non
         try:
             number = pipe.recv()
             memory = memories[number]
-            task, image, seed = memory.get()
-            encoded = encode_task(task, image, seed, memory)
+            encoded = encode_task(memory.get(), memory)
             try:
                 memory.put(encoded)
-            except (OSError, MemoryError) as error:
-                memory.put(Encoded([], encoded.moments, None, f"no memory for images: {error}"))
+            except (OSError, MemoryError):
+                memory.put(Encoded([], encoded.moments, None, {0: NO_MEMORY}))
             pipe.send(number)
         except (EOFError, OSError):  # the coordinator was killed
             return
@@ -265,7 +266,7 @@ class Pool:
         for worker in self.workers:
             worker.close()
 
-    def encode(self, tasks: Iterator[Task], image: ImageConfig, seed: int) -> Iterator[Encoded]:
+    def encode(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, Encoded]]:
         """Encodes tasks, TASKS of each worker ahead of the caller; to be taken to its end.
 
         Raises:
@@ -277,12 +278,13 @@ class Pool:
                 task = next(tasks, None)
                 if task is None:
                     break
-                handed.append(worker.hand(task, image, seed))
+                handed.append(worker.hand(task))
             if not handed:
                 return
             while not handed[0].done:
                 self._receive()
-            yield handed.popleft().result()
+            first = handed.popleft()
+            yield first.task, first.result()
 
     def _idlest(self) -> Iterator[Worker]:
         """Workers that can take a task, the one with the fewest first, until none can."""

@@ -5,47 +5,46 @@ is independent of the number of workers. FFCV's own DatasetWriter waits for ever
 """
 
 import errno
+import fcntl
 import hashlib
-import io
 import itertools
 import math
-import mmap
 import os
 import shutil
 import time
-import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from resnet_ffcv import beton
+from resnet_ffcv.checksums import compare
 from resnet_ffcv.config import ImageConfig, WriteConfig, WriterConfig
+from resnet_ffcv.content import Content
 from resnet_ffcv.encode import SMALL_SIDE
 from resnet_ffcv.errors import FailureError
-from resnet_ffcv.files import open_past_cache, read_blocks, sync_folder, write_at, write_whole
-from resnet_ffcv.manifest import FORMAT_VERSION, Manifest, Pages, manifest_path, write_manifest
+from resnet_ffcv.files import sync_folder, write_whole
+from resnet_ffcv.journal import Journal
+from resnet_ffcv.manifest import (
+    FORMAT_VERSION,
+    Manifest,
+    Pages,
+    manifest_path,
+    read_manifest,
+    write_manifest,
+)
+from resnet_ffcv.pages import PageWriter, write_tables
+from resnet_ffcv.progress import Report
 from resnet_ffcv.sources import Source, Split
-from resnet_ffcv.workers import Encoded, Pool, Task, add_pixels, prepare
+from resnet_ffcv.workers import Encoded, Pool, Task, prepare
 
 PROBES = 100  # images that the size of a split is judged by
 # In a task for a worker: images at most, and bytes of files, so that few large ones are in memory.
 TASK_FILES, TASK_ARRAYS, TASK_BYTES = 16, 500, 1 << 22
-
-
-class Report:
-    """What the writer tells of itself while it works; this one is silent."""
-
-    def begin(self, what: str, count: int, unit: str) -> None:
-        """A pass over `count` units begins."""
-
-    def advance(self, count: int) -> None:
-        """So many more units are done."""
-
-    def say(self, text: str) -> None:
-        """Something the user should know."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,7 @@ class Written:
     bytes: int
     seconds: float
     damaged: int  # images whose source was damaged, and of which what is left was stored
+    skipped: list[str]  # names of images that could not be stored
 
 
 class SampleTooLargeError(Exception):
@@ -84,17 +84,38 @@ def write_dataset(source: Source, config: WriteConfig, report: Report) -> dict[s
         image = replace(config.image, mode=default_mode(source.splits["train"], config.image))
         config = replace(config, image=image)
     prepare(config.image)
-    pool = Pool(config.writer.workers)
+    with lock(folder):
+        pool = Pool(config.writer.workers)
+        try:
+            jobs = [
+                Job(source, name, choose(len(split.labels), config.writer), config)
+                for name, split in source.splits.items()
+            ]
+            report.say(f"storing images as {config.image.mode}")
+            refuse_if_too_large(jobs, folder, pool)
+            return {job.split: write_split(job, folder, pool, report) for job in jobs}
+        finally:
+            pool.close()
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keeps other writers out of a folder; the system ends it with the process, however it ends.
+
+    Raises:
+        FailureError: another one is there.
+    """
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        jobs = [
-            Job(source, name, choose(len(split.labels), config.writer), config)
-            for name, split in source.splits.items()
-        ]
-        report.say(f"storing images as {config.image.mode}")
-        refuse_if_too_large(jobs, folder, pool)
-        return {job.split: write_split(job, folder, pool, report) for job in jobs}
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise FailureError(
+            f"output.folder={folder}: another write_datasets.py writes there; wait for it, or take "
+            "another folder"
+        ) from error
     finally:
-        pool.close()
+        os.close(handle)
 
 
 @dataclass(frozen=True)
@@ -119,6 +140,28 @@ class Job:
         quality = image.quality if image.mode == "dct" else 100
         return beton.write_arguments(image.mode, quality, image.max_resolution)
 
+    def short_name(self, index: int) -> str:
+        """An image's file with its folder, the same on every machine; or its number."""
+        item = self.images.items[index]
+        return _short(item) if isinstance(item, Path) else self.images.describe(index)
+
+    def identify(self) -> str:
+        """SHA-256 of the labels and of the images: their files' names and folders, or pixels."""
+        digest, items = (
+            hashlib.sha256(self.images.labels[self.indices].tobytes()),
+            self.images.items,
+        )
+        for index in map(int, self.indices):
+            item = items[index]
+            digest.update(item.tobytes() if isinstance(item, np.ndarray) else _short(item).encode())
+        return digest.hexdigest()
+
+    def options(self) -> dict[str, Any]:
+        """What the file's bytes depend on, beside the source."""
+        writer = self.config.writer
+        chosen = {"limit": writer.limit, "seed": writer.seed, "on_error": writer.on_error}
+        return {**asdict(self.config.image), **chosen}
+
     def tasks(self, indices: np.ndarray) -> Iterator[Task]:
         """The images cut into tasks, in order."""
         items = self.images.items
@@ -127,7 +170,7 @@ class Job:
         weight = 0
         for index in map(int, indices):
             part.append(index)
-            weight += 0 if in_memory else _file_size(items[index])
+            weight += _size(items[index])
             if len(part) == (TASK_ARRAYS if in_memory else TASK_FILES) or weight > TASK_BYTES:
                 yield self._task(part)
                 part, weight = [], 0
@@ -136,15 +179,20 @@ class Job:
 
     def _task(self, part: list[int]) -> Task:
         names = [self.images.describe(index) for index in part]
-        return Task(self.split, part, [self.images.items[index] for index in part], names)
-
-    def encode(self, indices: np.ndarray, pool: Pool) -> Iterator[Encoded]:
-        return pool.encode(self.tasks(indices), self.config.image, self.config.writer.seed)
+        items = [self.images.items[index] for index in part]
+        return Task(self.split, part, items, names, self.config.image, self.config.writer)
 
 
-def _file_size(path: Path) -> int:
+def _short(path: Path) -> str:
+    """A file's name with its folder's: the same on every machine."""
+    return f"{path.parent.name}/{path.name}"
+
+
+def _size(item: Path | np.ndarray) -> int:
+    if isinstance(item, np.ndarray):
+        return item.nbytes
     try:
-        return path.stat().st_size
+        return item.stat().st_size
     except OSError:  # the worker that reads it says what is wrong
         return 0
 
@@ -181,8 +229,8 @@ def refuse_if_too_large(jobs: list[Job], folder: Path, pool: Pool) -> None:
     """Raises FailureError where the disk cannot hold what the probes say the files will take."""
     wanted = 0
     for job in jobs:
-        encoded = job.encode(probe(job.indices), pool)
-        sizes = [len(stored.data) for part in encoded for stored in part.images]
+        encoded = pool.encode(job.tasks(probe(job.indices)))
+        sizes = [len(stored.data) for _, part in encoded for stored in part.images] or [0]
         wanted += file_size(np.resize(sizes, len(job.indices)).tolist())  # again and again
     free = shutil.disk_usage(folder).free
     if wanted > free:
@@ -213,14 +261,29 @@ def page_size_for(largest: int) -> int:
 def write_split(job: Job, folder: Path, pool: Pool, report: Report) -> Written:
     """Writes one file and its manifest, with pages as large as the largest sample needs."""
     began = time.monotonic()
-    path = folder / f"{job.split}.beton"
-    page_size = beton.DEFAULT_PAGE_SIZE
+    draft = Draft(job, folder / f"{job.split}.beton")
+    if draft.is_published():
+        report.say(f"{draft.path} is there already, whole")
+        content = None
+    else:
+        content = _write_with_sufficient_pages(draft, pool, report)
+    manifest = read_manifest(draft.path)
+    return Written(
+        path=draft.path,
+        images=manifest.samples,
+        image_bytes=int(beton.read_image_tables(draft.path).sizes.sum()),
+        bytes=draft.path.stat().st_size,
+        seconds=time.monotonic() - began,
+        damaged=content.damaged if content else 0,
+        skipped=manifest.skipped,
+    )
+
+
+def _write_with_sufficient_pages(draft: "Draft", pool: Pool, report: Report) -> Content:
+    page_size = draft.page_size()
     while True:
         try:
-            content = _write_split(job, path, page_size, pool, report)
-            size, seconds = path.stat().st_size, time.monotonic() - began
-            count = len(job.indices)
-            return Written(path, count, content.image_bytes, size, seconds, content.damaged)
+            return draft.write(page_size, pool, report)
         except SampleTooLargeError as error:
             page_size = page_size_for(error.size)
             if page_size > beton.MAX_PAGE_SIZE:
@@ -228,224 +291,206 @@ def write_split(job: Job, folder: Path, pool: Pool, report: Report) -> Written:
             report.say(f"an image takes {error.size:,} bytes: again with pages of {page_size:,}")
 
 
-def _write_split(job: Job, path: Path, page_size: int, pool: Pool, report: Report) -> "Content":
-    if path.exists():
-        report.say(f"{path} is there already and will be replaced")
-    part = path.with_name(f".{path.name}.part")
-    report.begin(f"write {path.name}", len(job.indices), "images")
-    pages = None
-    try:
-        with PageWriter(part, beton.first_page(len(job.indices), page_size), page_size) as pages:
-            content = _write_samples(job, pages, pool, report)
-        _write_tables(part, pages, content.metadata, job.arguments)
-        sha256 = check(part, pages, report)
-        # A .beton without its manifest is refused when it is opened; with a stale one it is not.
-        manifest_path(path).unlink(missing_ok=True)
-        os.replace(part, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        missing = _say_what_is_missing(error, job, pages)
-        raise FailureError(f"{path} could not be written: {error.strerror}{missing}") from error
-    finally:
-        part.unlink(missing_ok=True)
-    try:
-        write_manifest(describe(job, path, content, pages, sha256), path)
-    except BaseException:  # Ctrl-C too; a file alone is of no use
-        path.unlink()
-        _pixel_mean_path(path).unlink(missing_ok=True)
-        raise
-    return content
+class Draft:
+    """A file that is being written: under another name, until it is whole.
 
-
-def _say_what_is_missing(error: OSError, job: Job, pages: "PageWriter | None") -> str:
-    """Of a full disk: how far it reached and, by what was placed until then, what is missing."""
-    placed = pages.allocations if pages else []
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or not placed:
-        return ""
-    rest = len(job.indices) - len(placed)
-    missing = sum(size for _, _, size in placed) / len(placed) * rest
-    return (
-        f" after {len(placed):,} of {len(job.indices):,} images; the rest needs about "
-        f"{missing / 1e9:,.3f} GB more"
-    )
-
-
-class PageWriter:
-    """Places samples into the pages of a new file, one behind the other, none across a page's end.
-
-    A context: the last page is written at its end.
+    Args:
+        job: what is written.
+        path: what the file will be called.
     """
 
-    def __init__(self, path: Path, first: int, page_size: int) -> None:
-        self.first, self.page_size = first, page_size
-        self.page, self.used = mmap.mmap(-1, page_size), 0  # its address is a multiple of blocks
-        self.crc32: list[str] = []
-        self.allocations: list[tuple[int, int, int]] = []
-        self.handle = open_past_cache(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    def __init__(self, job: Job, path: Path) -> None:
+        self.job, self.path, self.identity = job, path, job.identify()
+        self.count = len(job.indices)
+        self.resume = job.config.writer.resume
+        name = f"{path.name}.partial" if self.resume else f".{path.name}.part"
+        self.part = path.with_name(name)
+        # Without resume there is none: it would tell of a file that is removed.
+        self.journal = (
+            Journal(self.part, {"images": self.identity, **job.options()}) if self.resume else None
+        )
 
-    def __enter__(self) -> "PageWriter":
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
+    def is_published(self) -> bool:
+        """Whether a run that this one goes on with has finished the file."""
+        if not (self.resume and manifest_path(self.path).exists()):
+            return False
         try:
-            if kind is None:
-                self._write_page()
+            manifest = read_manifest(self.path)
+        except FailureError:
+            return False
+        return manifest.images_sha256 == self.identity and manifest.options == self.job.options()
+
+    def page_size(self) -> int:
+        """That of a write that is gone on with, or FFCV's."""
+        known = self.journal.page_size() if self.journal else None
+        return known or beton.DEFAULT_PAGE_SIZE
+
+    def write(self, page_size: int, pool: Pool, report: Report) -> Content:
+        """Writes, checks and publishes the file.
+
+        Raises:
+            SampleTooLargeError: the pages are too small.
+            FailureError: what went wrong; the part is removed, or with `resume` kept.
+        """
+        if self.path.exists():
+            report.say(f"{self.path} is there already and will be replaced")
+        report.begin(f"write {self.path.name}", self.count, "images")
+        pages = None
+        try:
+            content, pages = self._begin(page_size, report)
+            with pages:
+                self._write_samples(pages, content, pool, report)
+            sums = write_tables(self.part, pages, content.metadata, self.job.arguments)
+            sha256 = check(self.part, sums, report)
+            self._publish(describe(self.job, content, sums, self.identity, sha256), content)
+        except SampleTooLargeError:
+            self._remove()
+            raise
+        except OSError as error:
+            missing = self._say_what_is_missing(error, pages)
+            raise FailureError(
+                f"{self.path} could not be written: {error.strerror}{missing}"
+            ) from error
         finally:
-            os.close(self.handle)
+            if not self.resume:
+                self._remove()
+        return content
 
-    @property
-    def end(self) -> int:
-        """The offset behind the pages that were written."""
-        return self.first + len(self.crc32) * self.page_size
+    def _begin(self, page_size: int, report: Report) -> tuple[Content, PageWriter]:
+        """Nothing, or what a stopped write has left."""
+        row = beton.RGB_ROW if self.job.arguments is None else beton.FORM_ROW
+        first = beton.first_page(self.count, page_size)
+        found = self.journal.read(row, self.count, first, page_size) if self.journal else None
+        if found is None:
+            if self.journal:
+                self.journal.begin(page_size)
+            return Content.empty(self.count, row), PageWriter(self.part, first, page_size)
+        done = found.content.done
+        report.say(f"going on with {self.part}: {done:,} of {self.count:,} images are done")
+        report.advance(done)
+        return found.content, PageWriter(self.part, first, page_size, found.placed, found.crc32)
 
-    def place(self, data: bytes) -> int:
-        """Adds the next sample, of a page at most; returns its offset in the file."""
-        if self.used + len(data) > self.page_size:
-            self._write_page()
-        offset = self.end + self.used
-        self.page[self.used : self.used + len(data)] = data
-        self.used += len(data)
-        self.allocations.append((len(self.allocations), offset, len(data)))
-        return offset
+    def _write_samples(
+        self, pages: PageWriter, content: Content, pool: Pool, report: Report
+    ) -> None:
+        labels = self.job.images.labels
+        parts = _told(pool.encode(self.job.tasks(self.job.indices[content.done :])), report)
+        for task, encoded in parts:
+            if _largest([encoded]) > pages.page_size:
+                # The rest is encoded too: the next pages are to hold the largest of all.
+                rest = (encoded for _, encoded in parts)
+                raise SampleTooLargeError(_largest(itertools.chain([encoded], rest)))
+            content.add(encoded.moments, encoded.sums, len(encoded.images))
+            images = iter(encoded.images)
+            for place, index in enumerate(task.indices):
+                if place in encoded.failures:
+                    report.say(encoded.failures[place])
+                    content.skipped += (self.job.short_name(index),)
+                    continue
+                stored = next(images)
+                content.rows["image"][content.count] = stored.row(pages.place(stored.data))
+                content.rows["label"][content.count] = labels[index]
+                content.count += 1
+                content.image_bytes += len(stored.data)
+                content.damaged += stored.damaged
+            content.done += len(task.indices)
+            if self.journal:
+                self.journal.note(content, pages)
+        if content.count == 0:
+            raise FailureError(f"{self.path}: none of {self.count:,} images could be stored")
 
-    def _write_page(self) -> None:
-        """Writes the page, filled up with zeros, if anything is in it."""
-        if self.used:
-            self.page[self.used :] = bytes(self.page_size - self.used)
-            write_at(self.handle, memoryview(self.page), self.end)
-            self.crc32.append(f"{zlib.crc32(self.page):08x}")
-            self.used = 0
+    def _publish(self, manifest: Manifest, content: Content) -> None:
+        """The part becomes the file, with its manifest; or neither is there."""
+        mean_path = self.path.with_name(pixel_mean_name(self.path.name))
+        try:
+            # A .beton without its manifest is refused when it is opened; with a stale one not.
+            manifest_path(self.path).unlink(missing_ok=True)
+            os.replace(self.part, self.path)
+            sync_folder(self.path.parent)
+            if manifest.pixel_mean and content.sums is not None:
+                mean = (content.sums / content.count / 255).astype(np.float32)
+                write_whole(mean_path, lambda file: np.save(file, mean))
+            else:
+                mean_path.unlink(missing_ok=True)
+            write_manifest(manifest, self.path)
+        except BaseException:  # Ctrl-C too; a file alone is of no use
+            if not self.part.exists():
+                for path in (self.path, mean_path, manifest_path(self.path)):
+                    path.unlink(missing_ok=True)
+            raise
+        if self.journal:
+            self.journal.end()
+
+    def _remove(self) -> None:
+        self.part.unlink(missing_ok=True)
+        if self.journal:
+            self.journal.end()
+
+    def _say_what_is_missing(self, error: OSError, pages: PageWriter | None) -> str:
+        """Of a full disk: how far it reached and, by what was written, what is missing."""
+        written = pages.samples_written if pages else 0
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or not pages or not written:
+            return ""
+        sizes = [size for _, _, size in pages.allocations[:written]]
+        missing = sum(sizes) / written * (self.count - written)
+        return (
+            f" after {written:,} of {self.count:,} images; the rest needs about "
+            f"{missing / 1e9:,.3f} GB more"
+        )
 
 
-@dataclass
-class Content:
-    """What was stored: metadata (samples,) of beton.metadata_type, and sums of the pixels.
-
-    `moments` and `sums` are those of `Encoded`, over all samples.
-    """
-
-    metadata: np.ndarray
-    moments: np.ndarray
-    sums: np.ndarray | None
-    image_bytes: int = 0
-    damaged: int = 0
-
-
-def _write_samples(job: Job, pages: PageWriter, pool: Pool, report: Report) -> Content:
-    row = beton.RGB_ROW if job.arguments is None else beton.FORM_ROW
-    metadata = np.zeros(len(job.indices), beton.metadata_type(row))
-    metadata["label"] = job.images.labels[job.indices]
-    content = Content(metadata, np.zeros((2, 3), np.int64), None)
-    place = 0
-    parts = _told(job.encode(job.indices, pool), report)
-    for encoded in parts:
-        if _largest([encoded]) > pages.page_size:
-            # The rest is encoded too: the next pages are to hold the largest of all.
-            raise SampleTooLargeError(_largest(itertools.chain([encoded], parts)))
-        for stored in encoded.images:
-            metadata["image"][place] = stored.row(pages.place(stored.data))
-            content.image_bytes += len(stored.data)
-            content.damaged += stored.damaged
-            place += 1
-        content.moments += encoded.moments
-        is_first = place == len(encoded.images)
-        content.sums = encoded.sums if is_first else add_pixels(content.sums, encoded.sums)
-    return content
-
-
-def _told(parts: Iterator[Encoded], report: Report) -> Iterator[Encoded]:
-    for part in parts:
-        yield part
-        report.advance(len(part.images))
+def _told(parts: Iterator[tuple[Task, Encoded]], report: Report) -> Iterator[tuple[Task, Encoded]]:
+    for task, encoded in parts:
+        yield task, encoded
+        report.advance(len(task.indices))
 
 
 def _largest(parts: Iterable[Encoded]) -> int:
-    return max(len(stored.data) for part in parts for stored in part.images)
+    return max((len(stored.data) for part in parts for stored in part.images), default=0)
 
 
-def _write_tables(
-    path: Path, pages: PageWriter, metadata: np.ndarray, arguments: bytes | None
-) -> None:
-    header = np.zeros((), beton.HEADER)
-    fields = beton.describe_fields(arguments)
-    header["version"], header["num_fields"] = beton.VERSION, len(fields)
-    header["page_size"], header["num_samples"] = pages.page_size, len(metadata)
-    header["alloc_table_ptr"] = pages.end
-    with path.open("r+b") as file:
-        file.write(header.tobytes() + fields.tobytes() + metadata.tobytes())
-        file.seek(pages.end)
-        file.write(np.array(pages.allocations, beton.ALLOCATION).tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def check(path: Path, pages: PageWriter, report: Report) -> str:
-    """Reads a file back: its tables, and each page against its checksum. Returns its SHA-256.
+def check(path: Path, sums: Pages, report: Report) -> str:
+    """Reads a file back: its tables, and each part against its checksum. Returns its SHA-256.
 
     Raises:
         FailureError: what was read is not what was written.
     """
     beton.read_image_tables(path)
-    digest = hashlib.sha256()
-    report.begin(f"check {path.name.strip('.').removesuffix('.part')}", len(pages.crc32), "pages")
-    for number, block in enumerate(read_blocks(path, pages.page_size)):
-        page = number - pages.first // pages.page_size
-        if 0 <= page < len(pages.crc32):
-            if f"{zlib.crc32(block):08x}" != pages.crc32[page]:
-                raise FailureError(f"{path}: page {page} does not read as it was written")
-            report.advance(1)
-        digest.update(block)
-    return digest.hexdigest()
+    name = path.name.strip(".").removesuffix(".part").removesuffix(".partial")
+    report.begin(f"check {name}", len(sums.crc32), "pages")
+    found = compare(path, sums, report.advance)
+    if found.words:
+        raise FailureError(f"{path} does not read as it was written: {'; '.join(found.words)}")
+    return found.sha256
 
 
-def describe(job: Job, path: Path, content: Content, pages: PageWriter, sha256: str) -> Manifest:
-    """The manifest of a finished file; writes the mean image beside it, where there is one."""
+def pixel_mean_name(beton_name: str) -> str:
+    return beton_name + ".pixel_mean.npy"
+
+
+def describe(job: Job, content: Content, sums: Pages, identity: str, sha256: str) -> Manifest:
+    """The manifest of a finished file."""
     width, height = (
         [int(f(content.metadata["image"][side])) for f in (np.min, np.median, np.max)]
         for side in ("width", "height")
     )
     mean = std = pixel_mean = None
     if job.split == "train":
-        mean, std = moments(content)
-        pixel_mean = _write_pixel_mean(path, content)
-    chosen = {"limit": job.config.writer.limit, "seed": job.config.writer.seed}
+        mean, std = content.moments_of_pixels()
+        pixel_mean = pixel_mean_name("train.beton") if content.sums is not None else None
     return Manifest(
         format_version=FORMAT_VERSION,
         source=job.source.name,
         classes=job.source.classes,
-        samples=len(content.metadata),
+        samples=content.count,
         width=width,
         height=height,
         mean=mean,
         std=std,
         pixel_mean=pixel_mean,
-        options={**asdict(job.config.image), **chosen},
+        options=job.options(),
+        skipped=list(content.skipped),
+        images_sha256=identity,
         sha256=sha256,
-        pages=Pages(pages.page_size, pages.first, pages.crc32),
+        pages=sums,
     )
-
-
-def moments(content: Content) -> tuple[list[float], list[float]]:
-    """(mean, standard deviation) of each channel, from 0 to 1."""
-    sides = content.metadata["image"]
-    total = int((sides["width"].astype(np.int64) * sides["height"]).sum())
-    means, deviations = [], []
-    for first, second in content.moments.T.tolist():  # Python's integers: exact
-        means.append(first / total / 255)
-        deviations.append(math.sqrt(second * total - first * first) / total / 255)
-    return means, deviations
-
-
-def _pixel_mean_path(path: Path) -> Path:
-    return path.with_name(path.name + ".pixel_mean.npy")
-
-
-def _write_pixel_mean(path: Path, content: Content) -> str | None:
-    target = _pixel_mean_path(path)
-    if content.sums is None:
-        target.unlink(missing_ok=True)
-        return None
-    buffer = io.BytesIO()
-    np.save(buffer, (content.sums / len(content.metadata) / 255).astype(np.float32))
-    write_whole(target, lambda file: file.write(buffer.getvalue()))
-    return target.name

@@ -14,8 +14,9 @@ from resnet_ffcv import beton, data
 from resnet_ffcv.config import DataConfig, ImageConfig, OutputConfig, SourceConfig, WriteConfig
 from resnet_ffcv.data import Normalize, load_data, load_test_data, read_picture, split_indices
 from resnet_ffcv.errors import FailureError, UsageError
+from resnet_ffcv.progress import Report
 from resnet_ffcv.sources import open_source
-from resnet_ffcv.writer import Report, write_dataset
+from resnet_ffcv.writer import write_dataset
 
 CPU = torch.device("cpu")
 

@@ -45,8 +45,9 @@ def image_loader(path: Path, batch_size: int = 20, **options: Any) -> Loader:
 def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file whose labels are the samples' indices; raw images of 24 x 20 in pages of 8 MiB."""
     from resnet_ffcv.config import ImageConfig, OutputConfig, WriteConfig, WriterConfig
+    from resnet_ffcv.progress import Report
     from resnet_ffcv.sources import Source, Split
-    from resnet_ffcv.writer import Report, write_dataset
+    from resnet_ffcv.writer import write_dataset
 
     folder = tmp_path_factory.mktemp("numbered")
     images = np.random.default_rng(0).integers(0, 256, (103, 20, 24, 3), np.uint8)
@@ -337,8 +338,9 @@ def test_an_error_reaches_the_caller(numbered: Path, monkeypatch: pytest.MonkeyP
 def damaged(tmp_path: Path) -> Path:
     """A file by us in mode jpg of which the samples 20 and 57 are destroyed."""
     from resnet_ffcv.config import ImageConfig, OutputConfig, WriteConfig, WriterConfig
+    from resnet_ffcv.progress import Report
     from resnet_ffcv.sources import Source, Split
-    from resnet_ffcv.writer import Report, write_dataset
+    from resnet_ffcv.writer import write_dataset
 
     images = np.random.default_rng(0).integers(0, 256, (103, 20, 24, 3), np.uint8)
     split = Split(images, np.arange(len(images)))

@@ -13,8 +13,9 @@ import pytest
 from resnet_ffcv.config import ImageConfig, OutputConfig, WriteConfig, WriterConfig
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.manifest import Manifest, manifest_path, read_manifest, write_manifest
+from resnet_ffcv.progress import Report
 from resnet_ffcv.sources import Source, Split
-from resnet_ffcv.writer import Report, write_dataset
+from resnet_ffcv.writer import write_dataset
 
 
 @pytest.fixture
@@ -40,17 +41,17 @@ def test_its_keys_are_the_contract(written: Callable[..., Path]) -> None:
     content = json.loads(path.with_name("train.beton.json").read_text())
     assert list(content) == [
         "format_version", "source", "classes", "samples", "width", "height", "mean", "std",
-        "pixel_mean", "options", "sha256", "pages",
+        "pixel_mean", "options", "skipped", "images_sha256", "sha256", "pages",
     ]  # fmt: skip
-    assert (content["format_version"], content["source"], content["samples"]) == (1, "mine", 5)
+    assert (content["format_version"], content["source"], content["samples"]) == (2, "mine", 5)
     assert content["classes"] == ["a", "b"]
     assert content["options"] == {
         "mode": "jpg", "max_resolution": None, "quality": 80, "keep_jpeg": True,
         "compress_probability": 0.5, "smart_threshold": 2.0, "accept_damaged": False,
         "apply_orientation": False,
-        "limit": 5, "seed": 3,
+        "limit": 5, "seed": 3, "on_error": "raise",
     }  # fmt: skip
-    assert list(content["pages"]) == ["size", "first", "crc32"]
+    assert list(content["pages"]) == ["size", "first", "crc32", "head_crc32", "table_crc32"]
     assert re.fullmatch("[0-9a-f]{64}", content["sha256"])
     assert all(re.fullmatch("[0-9a-f]{8}", crc) for crc in content["pages"]["crc32"])
 
@@ -86,7 +87,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a list": (lambda p: manifest_path(p).write_text("[]"), "cannot be read"),
     "no version": (lambda p: manifest_path(p).write_text("{}"), "cannot be read"),
     "a key missing": (lambda p: change(manifest_path(p), pages={"size": 3}), "cannot be read"),
-    "a later version": (lambda p: change(manifest_path(p), format_version=2), "version 2, not 1"),
+    "a later version": (lambda p: change(manifest_path(p), format_version=3), "version 3, not 2"),
     "another file's": (lambda p: change(manifest_path(p), samples=6), "not of one write"),
     "a longer file": (lambda p: p.open("ab").write(bytes(24)), "not of one write"),
     "no file": (lambda p: p.unlink(), "has 0 bytes"),

@@ -1,0 +1,120 @@
+"""Whether a .beton is whole: its tables, its checksums, its manifest, its images."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from resnet_ffcv.beton import Tables, read_image_tables, read_tables
+from resnet_ffcv.checksums import compare
+from resnet_ffcv.errors import FailureError
+from resnet_ffcv.manifest import Manifest, Pages, manifest_path, read_manifest
+from resnet_ffcv.progress import Report
+
+
+@dataclass
+class Verdict:
+    """What is wrong with a file, if anything.
+
+    Attributes:
+        samples: how many the file holds; None where that cannot be said.
+        problems: sentences.
+        damaged: {sample: why}, of samples that are known to be hurt.
+        checked: what was compared.
+    """
+
+    samples: int | None = None
+    problems: list[str] = field(default_factory=list)
+    damaged: dict[int, str] = field(default_factory=dict)
+    checked: list[str] = field(default_factory=list)
+
+    @property
+    def whole(self) -> bool:
+        return not (self.problems or self.damaged)
+
+
+def verify(path: Path, report: Report, *, decode: bool = False) -> Verdict:
+    """Checks a .beton of write_datasets.py, or of FFCV, which has neither checksums nor manifest.
+
+    Args:
+        path: of the file.
+        report: is told how far the reading is.
+        decode: whether every image is decoded, too.
+    """
+    verdict = Verdict()
+    try:
+        ours = manifest_path(path).exists()
+        tables = read_image_tables(path) if ours else read_tables(path)
+    except FailureError as error:
+        verdict.problems.append(str(error))
+        return verdict
+    verdict.samples = len(tables.metadata)
+    verdict.checked.append("tables: every sample has its data, within the pages")
+    if ours:
+        _check_manifest(path, tables, verdict, report)
+    if decode:
+        _decode(path, tables, verdict, report)
+    return verdict
+
+
+def _check_manifest(path: Path, tables: Tables, verdict: Verdict, report: Report) -> None:
+    try:
+        manifest = read_manifest(path)
+    except FailureError as error:
+        verdict.problems.append(str(error))
+        return
+    verdict.problems += [f"{path}: {words}" for words in _contradictions(tables, manifest)]
+    verdict.checked.append("manifest: samples, sizes and classes are the file's")
+    report.begin(f"check {path.name}", len(manifest.pages.crc32), "pages")
+    found = compare(path, manifest.pages, report.advance)
+    verdict.problems += [f"{path}: {words}" for words in found.words]
+    if not found.words and found.sha256 != manifest.sha256:
+        verdict.problems.append(f"{path}: its SHA-256 differs from the manifest's")
+    verdict.damaged |= _samples_in(found.pages, tables, manifest.pages)
+    verdict.checked.append("checksums: of the tables, of every page, of the whole file")
+
+
+def _contradictions(tables: Tables, manifest: Manifest) -> list[str]:
+    found = []
+    images, labels = (tables.metadata[name] for name in ("image", "label"))
+    for side, said in (("width", manifest.width), ("height", manifest.height)):
+        has = [int(f(images[side])) for f in (np.min, np.median, np.max)]
+        if has != said:
+            found.append(f"its {side}s (least, median, most) are {has}, its manifest says {said}")
+    if len(labels) != manifest.samples:
+        found.append(f"it holds {len(labels):,} samples, its manifest says {manifest.samples:,}")
+    if not 0 <= labels.min() <= labels.max() < len(manifest.classes):
+        found.append(
+            f"its labels go from {labels.min()} to {labels.max()}, its manifest has "
+            f"{len(manifest.classes)} classes"
+        )
+    return found
+
+
+def _samples_in(pages: list[int], tables: Tables, sums: Pages) -> dict[int, str]:
+    page = (tables.starts.astype(np.int64) - sums.first) // sums.size
+    hurt = tables.samples[np.isin(page, pages)].astype(int).tolist()
+    return dict.fromkeys(sorted(hurt), "in a page that differs from its checksum")
+
+
+def _decode(path: Path, tables: Tables, verdict: Verdict, report: Report) -> None:
+    # Here, since torch and FFCV take seconds to import, and the other checks need neither.
+    from resnet_ffcv.decoders import WholeImage
+    from resnet_ffcv.loader import Loader
+
+    name = next((field.name for field in tables.fields if field.form), None)
+    if name is None:
+        return
+    report.begin(f"decode {path.name}", len(tables.metadata), "images")
+    others = {field.name: None for field in tables.fields if field.name != name}
+    images = Loader(
+        path, min(64, len(tables.metadata)), drop_last=False, on_error="skip",
+        pipelines={name: [WholeImage((8, 8))], **others},
+    )  # fmt: skip
+    done = 0
+    for (batch,) in images:
+        report.advance(len(batch))
+        done += len(batch)
+    report.advance(len(tables.metadata) - done)
+    verdict.damaged |= images.damaged
+    verdict.checked.append("images: every one decodes")
