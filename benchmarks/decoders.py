@@ -6,6 +6,9 @@ FFCV's own decoder is run on files by FFCV's own writer, on the same images, win
 FFCV's Loader compiles and calls it. Figures are CPU time of one thread, competitors in turn; ratios
 are medians over the passes with the least and the greatest. Ours draw their windows in that time,
 FFCV's is given them. PSNR is against float64 references from the pixels before any compression.
+
+All parts take about ten minutes on two cores, of which the kernels' compiling, for four builds, is
+half; with AVX-512 dct is expected at 12 times FFCV's jpg or more.
 """
 
 import argparse
@@ -27,8 +30,9 @@ import numpy as np
 from benchmarks import photos, stock
 from benchmarks.picture import draw_picture
 from benchmarks.references import psnr, resample
-from benchmarks.timing import Ratio, Times, interleave
+from benchmarks.timing import Ratio, Times, describe_run, interleave
 from resnet_ffcv import commandline, decoders, turbojpeg
+from resnet_ffcv.beton import read_image_tables
 from resnet_ffcv.commandline import console, show_table
 from resnet_ffcv.errors import UsageError
 from resnet_ffcv.kernels.compiling import target, threaded_kernel
@@ -80,9 +84,11 @@ MIXED = Entry("FFCV half jpg, half raw", "proportion", None)
 class Figures:
     """What was measured of an entry: microseconds and bytes an image, decibels by reference.
 
-    `ratio`: how many times faster than FFCV's jpg; of raw, than FFCV's raw.
+    `seconds` of each pass over all images; `ratio`: how many times faster than FFCV's jpg; of raw,
+    than FFCV's raw.
     """
 
+    seconds: list[float]
     microseconds: float
     ratio: Ratio
     bytes: float
@@ -93,7 +99,8 @@ def make_windows(images: list[np.ndarray], size: int) -> np.ndarray:
     """float64 (n, 6): random-resized windows of the images, those that KEY gives."""
     decoder = decoders.RandomResizedCrop((size, size))
     heights, widths = (np.array([image.shape[side] for image in images]) for side in (0, 1))
-    return decoder.choose_windows(decoders.Samples(KEY, np.arange(len(images)), heights, widths))
+    samples = decoders.Samples(KEY, np.arange(len(images)), heights, widths)
+    return decoder.choose_windows(samples, (size, size))
 
 
 def open_entry(
@@ -103,10 +110,10 @@ def open_entry(
     path = folder / f"{entry.form}.beton"
     if entry.filter_ is None:
         ffcv = stock.GivenCrops((size, size), windows[:, :4])
-        return stock.Pipeline(path, [ffcv], batch), lambda: ffcv.place.fill(0)
+        return stock.Pipeline(path, entry.form, [ffcv], batch), lambda: ffcv.place.fill(0)
     ours = decoders.RandomResizedCrop((size, size), filter=entry.filter_)
     ours.draw_key = lambda: KEY  # type: ignore[method-assign]  # the same windows in every pass
-    return stock.Pipeline(path, [ours], batch), lambda: None
+    return stock.Pipeline(path, entry.form, [ours], batch), lambda: None
 
 
 def compare(
@@ -134,6 +141,7 @@ def compare(
         shown = [pipeline.run(i).copy() for i in pipeline.batches(count)]
         pixels = np.concatenate(shown)
         found[entry.name] = Figures(
+            seconds=times[entry.name],
             microseconds=median(times[entry.name]) / count * 1e6,
             ratio=Ratio.of(times[entry.rival], times[entry.name]),
             bytes=pipeline.bytes,
@@ -161,12 +169,13 @@ def accurate_ffcv(
     folder: Path, windows: np.ndarray, wanted: dict[str, np.ndarray], size: int
 ) -> dict[str, float]:
     """PSNR of FFCV's jpg if it decoded with libjpeg's accurate DCT instead of its fast one."""
-    pipeline = stock.Pipeline(folder / "jpg.beton", [stock.GivenCrops((8, 8), np.ones((1, 4)))], 1)
-    file, starts, sizes = pipeline.context.state
+    tables = read_image_tables(folder / "jpg.beton")
+    file = np.memmap(tables.path, np.uint8, "r")
     out = np.zeros((len(windows), size, size, 3), np.uint8)
-    for row, window, target_ in zip(pipeline.metadata, windows, out, strict=True):
-        begin = int(row["data_ptr"])
-        length = int(sizes[np.searchsorted(starts, begin)])
+    for number, (row, window, target_) in enumerate(
+        zip(tables.metadata["image"], windows, out, strict=True)
+    ):
+        begin, length = tables.region(number)
         content = bytes(file[begin : begin + length])
         pixels = turbojpeg.decode(content, int(row["width"]), int(row["height"]), "RGB")
         y, x, tall, wide = (int(number) for number in window[:4])
@@ -198,8 +207,8 @@ def compare_cifar(folder: Path, passes: int) -> tuple[Times, int]:
     batch = 500
     chain = [SimpleRGBImageDecoder(), RandomTranslate(4), RandomHorizontalFlip()]
     pipelines = {
-        "FFCV: decode, translate, flip": stock.Pipeline(path, chain, batch),
-        "PadCrop": stock.Pipeline(path, [decoders.PadCrop((32, 32))], batch),
+        "FFCV: decode, translate, flip": stock.Pipeline(path, "raw", chain, batch),
+        "PadCrop": stock.Pipeline(path, "raw", [decoders.PadCrop((32, 32))], batch),
     }
 
     def run(pipeline: stock.Pipeline) -> None:
@@ -213,8 +222,8 @@ def compare_cifar(folder: Path, passes: int) -> tuple[Times, int]:
 # Loader ----------------------------------------------------------------------------------
 
 
-def compare_loaders(folder: Path, count: int, passes: int) -> tuple[Times, Times]:
-    """(CPU, wall-clock) seconds of an epoch of stock Loaders: one worker, batches of 64."""
+def compare_loaders(folder: Path, count: int, batch: int, passes: int) -> tuple[Times, Times]:
+    """(CPU, wall-clock) seconds an image of an epoch of stock Loaders, with one worker."""
     size = (224, 224)
     made = {
         "FFCV jpg": (RandomResizedCropRGBImageDecoder(size), "jpg"),
@@ -224,7 +233,7 @@ def compare_loaders(folder: Path, count: int, passes: int) -> tuple[Times, Times
     loaders = {}
     for name, (decoder, form) in made.items():
         loaders[name] = Loader(
-            str(folder / f"{form}.beton"), batch_size=64, num_workers=1, drop_last=False,
+            str(folder / f"{form}.beton"), batch_size=batch, num_workers=1, drop_last=False,
             order=OrderOption.RANDOM, indices=indices,
             custom_fields=stock.custom_fields(form),
             pipelines={"image": [decoder, ToTensor()], "label": [IntDecoder(), ToTensor()]},
@@ -262,29 +271,31 @@ def compare_threads(folder: Path, passes: int) -> tuple[Ratio, Ratio]:
     """How many times faster two threads are than one: (decoding dct, spinning); wall clock."""
     decoder = decoders.RandomResizedCrop((224, 224))
     decoder.draw_key = lambda: KEY  # type: ignore[method-assign]
-    pipeline = stock.Pipeline(folder / "dct.beton", [decoder], 64)
+    pipeline = stock.Pipeline(folder / "dct.beton", "dct", [decoder], 64)
     room = np.empty(8, np.uint64)
-    before = decoders.Compiler.num_threads
+    before = decoders.Compiler.num_threads, numba.get_num_threads()
 
     def decode(threads: int) -> None:
         decoders.Compiler.num_threads = threads
         for indices in pipeline.batches(len(pipeline.metadata)):
             pipeline.run(indices)
 
-    numba.set_num_threads(2)
-    spin(2, 1000, room)
-    begin = time.perf_counter()
-    spin(1, 1 << 20, room)
-    rounds = int((1 << 20) * 0.03 / (time.perf_counter() - begin))  # about as long as decoding
-    times = interleave(
-        {
-            "decode 1": lambda: decode(1), "decode 2": lambda: decode(2),
-            "spin 1": lambda: spin(1, rounds, room), "spin 2": lambda: spin(2, rounds, room),
-        },
-        4 * passes, time.perf_counter, "threads",
-    )  # fmt: skip
-    decoders.Compiler.num_threads = before
-    numba.set_num_threads(1)
+    try:
+        numba.set_num_threads(2)
+        spin(2, 1000, room)
+        begin = time.perf_counter()
+        spin(1, 1 << 20, room)
+        rounds = int((1 << 20) * 0.03 / (time.perf_counter() - begin))  # as long as decoding
+        times = interleave(
+            {
+                "decode 1": lambda: decode(1), "decode 2": lambda: decode(2),
+                "spin 1": lambda: spin(1, rounds, room), "spin 2": lambda: spin(2, rounds, room),
+            },
+            4 * passes, time.perf_counter, "threads",
+        )  # fmt: skip
+    finally:
+        decoders.Compiler.num_threads = before[0]
+        numba.set_num_threads(before[1])
     decoding = Ratio.of(times["decode 1"], times["decode 2"])
     return decoding, Ratio.of(times["spin 1"], times["spin 2"])
 
@@ -297,11 +308,11 @@ from benchmarks import stock
 from resnet_ffcv import decoders
 from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
 from ffcv.loader import Loader
-path, form = sys.argv[1], sys.argv[2]
+path, form, batch = sys.argv[1], sys.argv[2], int(sys.argv[3])
 begin = time.perf_counter()
 decoder = RandomResizedCropRGBImageDecoder if form == "jpg" else decoders.RandomResizedCrop
 loader = Loader(
-    path, batch_size=64, num_workers=1,
+    path, batch_size=batch, num_workers=1,
     custom_fields=stock.custom_fields(form),
     pipelines={"image": [decoder((224, 224))], "label": [IntDecoder()]},
 )
@@ -315,16 +326,17 @@ os._exit(0)  # a stock Loader's thread can abort the process
 
 
 def measure_start(
-    folder: Path, _images: list[np.ndarray], arguments: argparse.Namespace, _what: str
+    folder: Path, images: list[np.ndarray], arguments: argparse.Namespace, _what: str
 ) -> dict[str, Any]:
     """Seconds from before a stock Loader's constructor to its first batch, in new processes."""
     result: dict[str, list[float]] = {}
+    batch = str(min(arguments.batch, len(images)))
     for name, form in (("dct, first start", "dct"), ("dct", "dct"), ("FFCV jpg", "jpg")):
         result[name] = []
         for number in range(1 if "first" in name else min(arguments.passes, 5)):
             cache = {"RESNET_FFCV_CACHE": str(folder / "cache")}
             done = subprocess.run(
-                [sys.executable, "-c", START, str(folder / f"{form}.beton"), form],
+                [sys.executable, "-c", START, str(folder / f"{form}.beton"), form, batch],
                 env={**os.environ, **cache}, capture_output=True, text=True, check=True,
             )  # fmt: skip
             result[name].append(float(done.stdout))
@@ -346,11 +358,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     photos.add_arguments(parser)
-    parser.add_argument("--quality", type=int, default=90, help="of jpg and dct (90)")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[224, 192, 160, 128])
-    parser.add_argument("--passes", type=int, default=8, help="over all images (8)")
-    parser.add_argument("--batch", type=int, default=64, help="images a call (64)")
-    parser.add_argument("--only", choices=tuple(PARTS))
+    parser.add_argument(
+        "--sizes", type=photos.positive, nargs="+", default=[224, 192, 160, 128], metavar="N",
+        help="pixels a side of what is decoded to (224 192 160 128)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--passes", type=photos.positive, default=8, metavar="N",
+        help="over all images; of cifar and threads, which are short, four times as many (8)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch", type=photos.positive, default=64, metavar="N", help="images a call (64)"
+    )
+    parser.add_argument("--only", choices=tuple(PARTS), help="one part instead of all")
     parser.add_argument("--picture", type=Path, help="draws speed against bytes into this .png")
     return parser.parse_args(argv)
 
@@ -360,7 +379,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     if "avx512bw" not in target()[2] and arguments.only is None:
         console.print("note: kernels are built without AVX-512 here")
     images, what = photos.load_photos(arguments)
-    result: dict[str, Any] = {"images": what, "target": target()[1]}
+    result: dict[str, Any] = {
+        "images": what, "passes": arguments.passes, "batch": arguments.batch, **describe_run()
+    }  # fmt: skip
     parts = [arguments.only] if arguments.only else list(PARTS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -410,21 +431,25 @@ def measure_cifar(
 def measure_loader(
     folder: Path, images: list[np.ndarray], arguments: argparse.Namespace, what: str
 ) -> dict[str, Any]:
-    cpu, wall = compare_loaders(folder, len(images), arguments.passes)
+    cpu, wall = compare_loaders(folder, len(images), arguments.batch, arguments.passes)
     ratios = {"CPU": Ratio.of(*cpu.values()), "wall clock": Ratio.of(*wall.values())}
     rows = [
         (name, f"{median(cpu[name]) * 1e6:,.0f}", f"{median(wall[name]) * 1e6:,.0f}")
         for name in cpu
     ]
     columns = ("", "us/image, CPU", "wall clock")
-    show_table(f"a whole stock Loader, 1 worker, batches of 64: {what}", columns, rows)
+    title = f"a whole stock Loader, 1 worker, batches of {arguments.batch}: {what}"
+    show_table(title, columns, rows)
     console.print(", ".join(f"times FFCV by {name}: {ratio}" for name, ratio in ratios.items()))
-    return dict(ratios)
+    return {"seconds an image": {"CPU": cpu, "wall clock": wall}, **ratios}
 
 
 def measure_threads(
     folder: Path, _images: list[np.ndarray], arguments: argparse.Namespace, _what: str
 ) -> dict[str, Any]:
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        console.print("one thread alone may be used here: two are not measured")
+        return {}
     decoding, spinning = compare_threads(folder, arguments.passes)
     console.print(
         f"two threads over one, by wall clock: dct {decoding}, a spinning loop {spinning}"
@@ -445,6 +470,7 @@ def measure_builds(
             sys.executable, "-m", "benchmarks.decoders", "--only=decoders", *photographs, *limit,
             "--longest", str(arguments.longest), "--quality", str(arguments.quality),
             "--passes", str(arguments.passes), "--sizes", str(arguments.sizes[0]),
+            "--batch", str(arguments.batch),
         ]  # fmt: skip
         done = subprocess.run(
             command, env={**os.environ, **variables}, stdout=subprocess.PIPE, text=True, check=False

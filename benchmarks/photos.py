@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import itertools
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,27 @@ import matplotlib.cbook
 import numpy as np
 from PIL import Image
 
-from resnet_ffcv.encode import fit, resize
+from resnet_ffcv.encode import shrink
 from resnet_ffcv.errors import UsageError
 
 MADE = 200  # of one picture, where there are no photographs
 SUFFIXES = {".jpg", ".jpeg", ".png"}
+
+
+def positive(text: str) -> int:
+    """An argument of one or more."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def quality(text: str) -> int:
+    """An argument from 1 to 100."""
+    number = positive(text)
+    if number > 100:
+        raise ValueError
+    return number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--photos", type=Path, metavar="PATH",
         help="folder or .tar of photographs; without, windows of the one that matplotlib ships",
     )  # fmt: skip
-    parser.add_argument("--limit", type=int, metavar="N", help="photographs at most")
+    parser.add_argument("--limit", type=positive, metavar="N", help="photographs at most")
     parser.add_argument(
-        "--longest", type=int, default=500, metavar="N",
+        "--quality", type=quality, default=90, metavar="Q", help="of JPEG and dct (90)"
+    )
+    parser.add_argument(
+        "--longest", type=positive, default=500, metavar="N",
         help="pixels of the longer side, to which larger ones are shrunk (500)",
     )  # fmt: skip
 
@@ -35,41 +55,55 @@ def load_photos(arguments: argparse.Namespace) -> tuple[list[np.ndarray], str]:
     Raises:
         UsageError: there are none.
     """
-    if arguments.photos is None:
-        images, name = list(make_photos()), "windows of one photograph (matplotlib's)"
-    else:
-        contents = read_files(arguments.photos)
-        images = []
-        for content in contents:
-            with Image.open(io.BytesIO(content)) as image:
-                images.append(np.array(image.convert("RGB")))
-            if len(images) == arguments.limit:
-                break
+    images = []
+    for content in read_files(arguments):
+        with Image.open(io.BytesIO(content)) as image:
+            images.append(shrink(np.array(image.convert("RGB")), arguments.longest))
+    name = "windows of one photograph (matplotlib's)"
+    if arguments.photos is not None:
         name = f"photographs of {arguments.photos.name}"
-    if not images:
-        raise UsageError(f"--photos={arguments.photos}: no {', '.join(sorted(SUFFIXES))} there")
-    images = [shrink(image, arguments.longest) for image in images[: arguments.limit]]
     return images, f"{len(images)} {name}, longer side at most {arguments.longest}"
 
 
-def read_files(path: Path) -> Iterator[bytes]:
-    """The files of a folder or a tar, in order of their names.
+def read_files(arguments: argparse.Namespace) -> list[bytes]:
+    """The photographs' files, in order of their names; or JPEGs of what stands for them.
 
     Raises:
-        UsageError: there is no such path.
+        UsageError: there are none.
     """
-    if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            if file.suffix.lower() in SUFFIXES:
-                yield file.read_bytes()
-    elif path.is_file():
-        with tarfile.open(path) as archive:
-            for member in sorted(archive.getmembers(), key=lambda member: member.name):
-                file_ = archive.extractfile(member)
-                if file_ and Path(member.name).suffix.lower() in SUFFIXES:
-                    yield file_.read()
+    if arguments.photos is None:
+        files = _encode_photos()
+    elif arguments.photos.is_dir():
+        files = _read_folder(arguments.photos)
+    elif arguments.photos.is_file() and tarfile.is_tarfile(arguments.photos):
+        files = _read_tar(arguments.photos)
     else:
-        raise UsageError(f"--photos={path}: no such folder or tar")
+        raise UsageError(f"--photos={arguments.photos}: no such folder or tar")
+    found = list(itertools.islice(files, arguments.limit))
+    if not found:
+        raise UsageError(f"--photos={arguments.photos}: no {', '.join(sorted(SUFFIXES))} there")
+    return found
+
+
+def _read_folder(path: Path) -> Iterator[bytes]:
+    for file in sorted(path.rglob("*")):
+        if file.suffix.lower() in SUFFIXES:
+            yield file.read_bytes()
+
+
+def _read_tar(path: Path) -> Iterator[bytes]:
+    with tarfile.open(path) as archive:
+        for member in sorted(archive.getmembers(), key=lambda member: member.name):
+            file = archive.extractfile(member)
+            if file and Path(member.name).suffix.lower() in SUFFIXES:
+                yield file.read()
+
+
+def _encode_photos() -> Iterator[bytes]:
+    for image in make_photos():
+        out = io.BytesIO()
+        Image.fromarray(image).save(out, "PNG")
+        yield out.getvalue()
 
 
 def make_photos() -> Iterator[np.ndarray]:
@@ -85,10 +119,3 @@ def make_photos() -> Iterator[np.ndarray]:
         longest = 500 / max(wide, tall)
         size = round(wide * longest), round(tall * longest)
         yield np.array(picture.resize(size, Image.Resampling.BICUBIC, box=window))
-
-
-def shrink(image: np.ndarray, longest: int) -> np.ndarray:
-    size = fit(image.shape[1], image.shape[0], longest)
-    if size == image.shape[1::-1]:
-        return image
-    return resize(image, *size)

@@ -7,6 +7,7 @@ import matplotlib
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 
 def draw_picture(path: Path, found: dict[str, Any], title: str) -> None:
@@ -14,7 +15,8 @@ def draw_picture(path: Path, found: dict[str, Any], title: str) -> None:
 
     Args:
         path: of the .png.
-        found: {name: benchmarks.decoders.Figures}; FFCV's begin with its name.
+        found: {name: benchmarks.decoders.Figures}; FFCV's begin with its name, ours with the filter
+            area end with that.
         title: what was decoded.
     """
     figure, axes = plt.subplots(figsize=(7.5, 4.5), dpi=130)
@@ -31,11 +33,11 @@ def draw_picture(path: Path, found: dict[str, Any], title: str) -> None:
         )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="kB an image", ylabel="images/s of one core")
     axes.set_xticks([50, 100, 200, 500], ["50", "100", "200", "500"])
-    axes.set_yticks(
-        [1_000, 2_000, 5_000, 10_000, 20_000], ["1,000", "2,000", "5,000", "10,000", "20,000"]
-    )
-    axes.set_xlim(right=1_200)
+    axes.set_xlim(right=axes.get_xlim()[1] * 2)
     axes.set_ylim(top=axes.get_ylim()[1] * 1.3)  # room for the uppermost label
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.set_title(title, fontsize=9)

@@ -1,5 +1,7 @@
 """Stock FFCV in a benchmark: files by its writer, and its pipelines run in the thread that asks."""
 
+import contextlib
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ import torch
 
 from resnet_ffcv.fields import FIELDS, DCTImageField, YUV420ImageField
 from resnet_ffcv.kernels.memory import load_u32, take_next
-from resnet_ffcv.loader import Compiler
+from resnet_ffcv.stock import Compiler
 
 from ffcv.fields import IntField, RGBImageField  # isort: skip  # after ours, which keeps threads
 from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder  # isort: skip
@@ -51,7 +53,8 @@ def write(path: Path, images: Sequence[np.ndarray], form: str, quality: int) -> 
     """A file by FFCV's own DatasetWriter."""
     fields = {"image": make_field(form, quality), "label": IntField()}
     threads = torch.get_num_threads()
-    DatasetWriter(str(path), fields, num_workers=2).from_indexed_dataset(Images(images))
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+        DatasetWriter(str(path), fields, num_workers=2).from_indexed_dataset(Images(images))
     torch.set_num_threads(threads)
     return path
 
@@ -59,8 +62,8 @@ def write(path: Path, images: Sequence[np.ndarray], form: str, quality: int) -> 
 class Pipeline:
     """The image pipeline of a file, as FFCV's Loader compiles and calls it, batch by batch."""
 
-    def __init__(self, path: Path, operations: Sequence[Any], batch: int) -> None:
-        reader = Reader(str(path), custom_fields(path.stem))
+    def __init__(self, path: Path, form: str, operations: Sequence[Any], batch: int) -> None:
+        reader = Reader(str(path), custom_fields(form))
         self.metadata, self.batch = reader.metadata["f0"], batch
         manager = OSCacheManager(reader)
         read = manager.compile_reader()

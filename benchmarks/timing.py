@@ -18,15 +18,17 @@ def interleave(
 ) -> Times:
     """Seconds of each run in each pass; one pass before them is not counted.
 
-    `clock` is the CPU time of this thread, unless other threads work too.
+    Each pass begins with another run, so that none always follows the same one. `clock` is the CPU
+    time of this thread, unless other threads work too.
     """
     times: Times = {name: [] for name in runs}
     with commandline.progress() as bar:
         task = bar.add_task(what, total=(passes + 1) * len(runs), note="", unit="runs")
         for number in range(passes + 1):
-            for name, run in runs.items():
+            begin_with = number % len(runs)
+            for name in [*list(runs)[begin_with:], *list(runs)[:begin_with]]:
                 begin = clock()
-                run()
+                runs[name]()
                 if number:
                     times[name].append(clock() - begin)
                 bar.advance(task)
@@ -51,3 +53,14 @@ class Ratio(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.median:.2f} ({self.spread})"
+
+
+def describe_run() -> dict[str, Any]:
+    """Where and with what a benchmark ran."""
+    # Here, because the writer's workers import this module, and need no torch.
+    import torch
+
+    from resnet_ffcv.kernels.compiling import target
+    from resnet_ffcv.runs import describe_environment
+
+    return {"kernels": target()[1], **describe_environment(torch.device("cpu"))}

@@ -239,7 +239,8 @@ def progress() -> Progress:
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table for people. Named columns but the first are right-aligned, as figures are."""
-    table = Table(title=title, title_justify="left", title_style="bold", show_header=any(columns))
+    console.print(title, style="bold", soft_wrap=True)  # as a table's own it would be as narrow
+    table = Table(show_header=any(columns))
     for place, column in enumerate(columns):
         right = place > 0 and any(columns)
         table.add_column(column, justify="right" if right else "left", overflow="fold")

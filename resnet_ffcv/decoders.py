@@ -248,10 +248,10 @@ class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no 
 
     def generate_code(self) -> Callable[..., Any]:
         def run(indices: np.ndarray, out: np.ndarray, storage_state: tuple[Any, ...]) -> None:
-            threads = Compiler.num_threads
             self.decode(
-                self.field, self.metadata, indices, out, storage_state, self.draw_key(), threads
-            )
+                self.field, self.metadata, indices, out[: len(indices)], storage_state,
+                self.draw_key(), Compiler.num_threads,
+            )  # fmt: skip
 
         def stage(batch_indices, destination, metadata, storage_state):  # type: ignore[no-untyped-def]  # noqa: ARG001
             with objmode():

@@ -81,7 +81,7 @@ def _store(
             "image.max_resolution"
         )
     if (height, width) != pixels.shape[:2]:
-        pixels, jpeg = resize(pixels, width, height), None
+        pixels, jpeg = shrink(pixels, config.max_resolution), None
     if config.mode in FORMS:
         return _store_form(to_rgb(pixels), config)
     raw_size = width * height * 3
@@ -93,6 +93,12 @@ def _store(
     if config.mode == "smart" and raw_size <= config.smart_threshold * len(stored):
         return _store_raw(to_rgb(pixels))
     return Stored(width, height, stored, JPG), to_rgb(pixels) if jpeg else decode(stored)
+
+
+def shrink(pixels: np.ndarray, longest: int | None) -> np.ndarray:
+    """RGB or gray with its longer side at most `longest`; itself where it is."""
+    width, height = fit(pixels.shape[1], pixels.shape[0], longest)
+    return pixels if (height, width) == pixels.shape[:2] else resize(pixels, width, height)
 
 
 def to_rgb(pixels: np.ndarray) -> np.ndarray:

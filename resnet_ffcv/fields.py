@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from resnet_ffcv.beton import FORM_ROW, MAX_SIDE, read_arguments, write_arguments
-from resnet_ffcv.encode import encode_form, fit, resize
+from resnet_ffcv.encode import encode_form, shrink
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.stock import ARG_TYPE, Field
 
@@ -22,7 +22,7 @@ class _PlanarField(Field):  # type: ignore[misc]  # ffcv has no types
     form: ClassVar[str]
 
     def __init__(self, quality: int, max_resolution: int | None) -> None:
-        if not 1 <= quality <= 100:
+        if quality != int(quality) or not 1 <= quality <= 100:
             raise UsageError(f"quality={quality}: wanted is a whole number from 1 to 100")
         if max_resolution is not None and not 1 <= max_resolution <= MAX_SIDE:
             raise UsageError(f"max_resolution={max_resolution}: wanted is None or 1 to {MAX_SIDE}")
@@ -75,10 +75,7 @@ class _PlanarField(Field):  # type: ignore[misc]  # ffcv has no types
         pixels = np.asarray(image)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             raise ValueError(f"not uint8 (height, width, 3): {pixels.dtype} {pixels.shape}")
-        size = fit(pixels.shape[1], pixels.shape[0], self.max_resolution)
-        if size != pixels.shape[1::-1]:
-            pixels = resize(pixels, *size)
-        return np.ascontiguousarray(pixels)
+        return np.ascontiguousarray(shrink(pixels, self.max_resolution))
 
 
 class DCTImageField(_PlanarField):
