@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
     hint = "run `make setup` once, then `source .venv/bin/activate`"
     raise SystemExit(f"error: {error.name} is not installed in this Python: {hint}") from None
 
-FLAGS = {"predict": "name the five likeliest classes of this picture, by model.weights"}
+FLAGS = {"predict IMAGE": "name the five likeliest classes of this picture, by model.weights"}
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:

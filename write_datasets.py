@@ -34,9 +34,9 @@ except ModuleNotFoundError as error:
     raise SystemExit(f"error: {error.name} is not installed in this Python: {hint}") from None
 
 FLAGS = {
-    "info": "say what is in a .beton file, and do nothing else",
-    "verify": "check a .beton file against its checksums and its manifest; exit code 1 if damaged",
-    "decode": "with --verify: true decodes every image, too (false)",
+    "info FILE": "say what is in a .beton file, and do nothing else",
+    "verify FILE": "check a .beton file by its checksums and manifest; exit code 1 if damaged",
+    "decode true|false": "with --verify: decode every image, too (false)",
 }
 SHOWN = 20  # runs of damaged samples that are listed for people
 
@@ -60,28 +60,29 @@ def write(config: WriteConfig) -> dict[str, Any]:
     source = open_source(config.source)
     ignored = sum(split.ignored for split in source.splits.values())
     if ignored:
-        console.print(f"ignored {ignored:,} file{'s' * (ignored > 1)} that no image format names")
+        files = "file whose ending is" if ignored == 1 else "files whose endings are"
+        console.print(f"ignored {ignored:,} {files} of no image format")
     with commandline.progress() as progress:
         written = write_dataset(source, config, _Bar(progress))
-    files = list(written.values())
+    made = list(written.values())
     show_table(
-        f"{source.name}, {len(source.classes):,} classes, in {files[0].path.parent}",
+        f"{source.name}, {len(source.classes):,} classes, in {made[0].path.parent}",
         ("file", "images", "file bytes", "bytes an image", "seconds", "images/s"),
-        [_row(file) for file in files],
+        [_row(file) for file in made],
     )
-    damaged = sum(file.damaged for file in files)
+    damaged = sum(file.damaged for file in made)
     if damaged:
         console.print(f"damaged images of which what is left was stored: {damaged:,}")
-    skipped = [name for file in files for name in file.skipped]
+    skipped = [name for file in made for name in file.skipped]
     if skipped:
         console.print(f"images that were left out, as the manifests list them: {len(skipped):,}")
     return {
         "files": {split: str(file.path) for split, file in written.items()},
-        "images": sum(file.images for file in files),
-        "bytes": sum(file.bytes for file in files),
+        "images": sum(file.images for file in made),
+        "bytes": sum(file.bytes for file in made),
         "damaged": damaged,
         "skipped": len(skipped),
-        "seconds": sum(file.seconds for file in files),
+        "seconds": sum(file.seconds for file in made),
     }
 
 

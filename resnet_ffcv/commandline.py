@@ -69,7 +69,7 @@ def parse(
         argv: the arguments without the program's name.
         command: `WriteConfig` or `TrainConfig`.
         description: what `--help` says above the keys.
-        flags: name -> help of further options that take one value, such as `verify`.
+        flags: name and what it takes -> help, of further options, such as `verify FILE`.
 
     Raises:
         UsageError: unknown key, wrong type, missing file. `--help` prints and raises SystemExit(0).
@@ -77,7 +77,8 @@ def parse(
     declared = config.declare(typing.cast(type, command))
     parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("-h", "--help", action="store_true")
-    for name in ("config", *flags, *(".".join(path) for path in declared.entries)):
+    names = [flag.split()[0] for flag in flags]
+    for name in ("config", *names, *(".".join(path) for path in declared.entries)):
         parser.add_argument(f"--{name}", dest=name)
     found, unknown = parser.parse_known_args(list(argv))
     given: dict[str, Any] = vars(found)
@@ -89,7 +90,7 @@ def parse(
             raise UsageError(f"unexpected argument {word!r}; keys are given as --section.key=value")
         config.check_name(word[2:].split("=")[0], declared, "command line")
     config_file = given.pop("config", None)
-    extra = {name: given.pop(name) for name in flags if name in given}
+    extra = {name: given.pop(name) for name in names if name in given}
     layers = config.read_yaml(config_file) if config_file is not None else []
     layers.append(("command line", given))
     built = config.build(command, layers)
@@ -98,11 +99,11 @@ def parse(
 
 def _print_help(command: type, description: str, flags: Mapping[str, str]) -> None:
     out = Console(**PLAIN)  # help was asked for: standard output
-    out.print(description.strip() + "\n")
+    out.print(description.strip() + "\n", soft_wrap=True)  # wraps as it stands, or not at all
     options = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    options.add_row("--config FILE", "YAML file of sections and keys, as in rn_configs/")
+    options.add_row("--config FILE", "YAML file of the sections and keys below")
     for name, text in flags.items():
-        options.add_row(f"--{name} {name.upper() if name != 'predict' else 'IMAGE'}", text)
+        options.add_row(f"--{name}", text)
     options.add_row("--help", "this text")
     out.print(options)
     out.print("\nKeys, as section: {key: value} in the file or --section.key=value here:")

@@ -69,7 +69,8 @@ class ImageConfig:
 
     mode: str | None = key(
         None,
-        "null: raw where no image is over 64 pixels a side, else dct",
+        "dct, yuv420, jpg, raw, smart or proportion: see the README; null: raw where no image is "
+        "over 64 pixels a side, else dct",
         choices=("dct", "yuv420", "jpg", "raw", "smart", "proportion"),
     )
     max_resolution: int | None = key(

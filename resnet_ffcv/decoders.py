@@ -8,6 +8,7 @@ as FFCV's do, and a damaged sample is black.
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -162,9 +163,11 @@ class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no 
     @output_size.setter
     def output_size(self, size: Sequence[int] | None) -> None:
         if size is not None:
-            sides = tuple(size) if isinstance(size, Sequence | np.ndarray) else ()
-            if len(sides) != 2 or any(side != int(side) or side < 1 for side in sides):
-                raise UsageError(f"output_size={size!r}: wanted is (height, width) in pixels")
+            sides = list(size) if isinstance(size, Sequence | np.ndarray) else []
+            if len(sides) != 2 or not all(_is_whole(side) and side >= 1 for side in sides):
+                raise UsageError(
+                    f"output_size={size!r}: wanted is (height, width), whole pixels, 1 or more"
+                )
             size = (int(sides[0]), int(sides[1]))
         self._output_size = size
 
@@ -261,15 +264,31 @@ class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no 
         return stage
 
 
+def _is_real(number: Any) -> bool:
+    return isinstance(number, Real)
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool)
+
+
 def _probability(flip: float) -> float:
-    if not 0 <= flip <= 1:
+    if not (_is_real(flip) and 0 <= flip <= 1):
         raise UsageError(f"flip={flip!r}: wanted is a probability, from 0 to 1")
-    return flip
+    return float(flip)
+
+
+def _numbers(name: str, given: Any, count: int) -> list[float]:
+    """An argument of so many numbers."""
+    found = list(given) if isinstance(given, Sequence | np.ndarray) else []
+    if len(found) != count or not all(map(_is_real, found)):
+        raise UsageError(f"{name}={given!r}: wanted are {count} numbers")
+    return [float(number) for number in found]
 
 
 def _bounds(name: str, given: Sequence[float], most: float = float("inf")) -> tuple[float, float]:
     """(low, high) of an argument, checked."""
-    low, high = (float(bound) for bound in given) if len(given) == 2 else (0.0, 0.0)
+    low, high = _numbers(name, given, 2)
     if not (0 < low <= high <= most and high < float("inf")):
         limits = f", at most {most:g}" if most < float("inf") else ""
         raise UsageError(f"{name}={given!r}: wanted is (low, high), above 0{limits}")
@@ -306,7 +325,7 @@ class CenterCrop(ImageDecoder):
         flip: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(output_size, filter=filter)
-        if not 0 < ratio <= 1:
+        if not (_is_real(ratio) and 0 < ratio <= 1):
             raise UsageError(f"ratio={ratio!r}: wanted is a share of the short side, up to 1")
         self.ratio, self.flip = float(ratio), _probability(flip)
 
@@ -353,6 +372,8 @@ class ScaleCrop(_CropOfResized):
         super().__init__(output_size, filter=filter)
         self.flip = _probability(flip)
         low, high = _bounds("short_side", short_side)
+        if low != int(low) or high != int(high):
+            raise UsageError(f"short_side={short_side!r}: wanted are whole pixels")
         self.short_side = (int(low), int(high))
         self.least_side = self.short_side[0]
 
@@ -375,6 +396,8 @@ class TenCrop(_CropOfResized):
         self, output_size: Sequence[int], short_side: int = 256, *, filter: str = "area"
     ) -> None:
         super().__init__(output_size, filter=filter)
+        if not _is_whole(short_side) or short_side < 1:
+            raise UsageError(f"short_side={short_side!r}: wanted are whole pixels, 1 or more")
         self.short_side = self.least_side = int(short_side)
 
     def choose_windows(self, samples: Samples, size: Size) -> np.ndarray:
@@ -398,21 +421,23 @@ class PadCrop(ImageDecoder):
         flip: float = 0.5,
     ) -> None:  # fmt: skip
         super().__init__(output_size)
-        red, green, blue = (fill,) * 3 if isinstance(fill, int) else fill
-        if not all(0 <= channel <= 255 for channel in (red, green, blue)):
+        colour = _numbers("fill", (fill,) * 3 if isinstance(fill, int) else fill, 3)
+        if not all(0 <= channel <= 255 for channel in colour):
             raise UsageError(f"fill={fill!r}: wanted are numbers from 0 to 255")
-        if padding < 0:
+        red, green, blue = colour
+        if not _is_whole(padding) or padding < 0:
             raise UsageError(f"padding={padding!r}: wanted is a number of pixels, from 0")
         self.padding, self.fill = int(padding), (int(red), int(green), int(blue))
         self.flip = _probability(flip)
 
     def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, Any]:
         for side, size in zip(("height", "width"), self.crop_size, strict=True):
-            least = int(self.metadata[side].min())
+            index = int(np.argmin(self.metadata[side]))
+            least = int(self.metadata[side][index])
             if least + 2 * self.padding < size:
                 raise UsageError(
-                    f"an image of {side} {least} with padding={self.padding} is smaller than "
-                    f"output_size={self.crop_size}: no crop fits"
+                    f"image {index}, of {side} {least}, with padding={self.padding} is smaller "
+                    f"than output_size={self.crop_size}: no crop fits"
                 )
         return super().declare_state_and_memory(previous_state)
 

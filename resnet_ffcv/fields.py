@@ -45,10 +45,17 @@ class _PlanarField(Field):  # type: ignore[misc]  # ffcv has no types
         Raises:
             FailureError: they are another field's, or of a later version.
         """
-        values = read_arguments(bytes(np.asarray(binary).view(np.uint8)))
+        arguments = bytes(np.asarray(binary).view(np.uint8))
+        if not any(arguments):  # as FFCV writes its own image field's
+            raise FailureError(
+                f"the field is not of {cls.__name__}; one of FFCV's own needs no custom_fields"
+            )
+        values = read_arguments(arguments)
         if values["form"] != cls.form.encode():
             form = bytes(values["form"]).decode()
-            raise FailureError(f"the field is {form}, not {cls.form}, as {cls.__name__} wants it")
+            raise FailureError(
+                f"the field holds {form} images: take {FIELDS[form].__name__}, not {cls.__name__}"
+            )
         return values
 
     def get_decoder_class(self) -> type:

@@ -22,6 +22,7 @@ from resnet_ffcv.stock import (
     ModuleWrapper,
     Operation,
     PipelineSpec,
+    SimpleRGBImageDecoder,
     State,
     ToTensor,
 )
@@ -132,15 +133,26 @@ def build_steps(specs: Mapping[str, PipelineSpec], fields: Mapping[str, Any]) ->
         else:
             raise UsageError(f"pipeline {name} refers to an operation of no pipeline before it")
         for operation in spec.transforms:
-            if isinstance(operation, nn.Module):
-                operation = ModuleWrapper(operation)
-            if not isinstance(operation, Operation):
-                raise UsageError(f"pipeline {name}: {operation!r} is no operation")
+            operation = as_transform(operation, name)
             steps.append(Step(operation, place, steps[place].name))
             place = len(steps) - 1
             place_of[id(operation)] = place
         outputs.append(place)
     return Plan(steps, outputs)
+
+
+def as_transform(operation: Any, name: str) -> Any:
+    """An Operation behind a decoder, in the pipeline `name`; a torch module becomes one."""
+    if isinstance(operation, nn.Module):
+        return ModuleWrapper(operation)
+    if not isinstance(operation, Operation):
+        raise UsageError(f"pipeline {name}: {operation!r} is no operation")
+    if isinstance(operation, SimpleRGBImageDecoder | IntDecoder | FloatDecoder):
+        raise UsageError(
+            f"pipeline {name}: {type(operation).__name__} does not decode this field; images of "
+            "resnet_ffcv.fields want a decoder of resnet_ffcv.decoders"
+        )
+    return operation
 
 
 def take_decoder(spec: PipelineSpec, field: Any, name: str) -> Any:

@@ -101,7 +101,10 @@ def _open_folder(name: str, folder: Path) -> Source:
     for part in (train, val):
         if not part.is_dir():
             others = "" if part == train else " and no test/"
-            raise FailureError(f"{folder} has no {part.name}/{others}: a split is missing")
+            raise FailureError(
+                f"{folder} has no {part.name}/{others}: wanted are {folder}/train/CLASS/... and "
+                f"{folder}/val/CLASS/..."
+            )
     classes = _class_folders(train, name)
     found = _class_folders(val, name)
     if found != classes:

@@ -79,9 +79,10 @@ def encode_task(task: Task, memory: "Memory") -> Encoded:
             stored, pixels = encode(read(item), task.image, chance)
         except Exception as error:  # Pillow's plugins raise nearly anything
             result.failures[place] = f"{task.names[place]} cannot be stored: {error}"
-            if task.writer.on_error == "raise":
-                break
-            continue
+            if task.writer.on_error == "skip":
+                continue
+            result.failures[place] += "; writer.on_error=skip leaves such images out"
+            break
         result.images.append(stored)
         add_moments(pixels, result.moments)
         if max(pixels.shape) <= MEAN_SIDE and len(result.images) == 1:

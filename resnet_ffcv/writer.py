@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from resnet_ffcv import beton
 from resnet_ffcv.checksums import compare
@@ -81,7 +81,9 @@ def write_dataset(source: Source, config: WriteConfig, report: Report) -> dict[s
     except OSError as error:
         raise FailureError(f"output.folder={folder} cannot be made: {error.strerror}") from error
     if config.image.mode is None:
-        image = replace(config.image, mode=default_mode(source.splits["train"], config.image))
+        skip = config.writer.on_error == "skip"
+        mode = default_mode(source.splits["train"], config.image, skip=skip)
+        image = replace(config.image, mode=mode)
         config = replace(config, image=image)
     prepare(config.image)
     with lock(folder):
@@ -209,8 +211,11 @@ def probe(indices: np.ndarray) -> np.ndarray:
     return indices[:: math.ceil(len(indices) / PROBES)]
 
 
-def default_mode(split: Split, config: ImageConfig) -> str:
-    """raw where no image, of those probed, has a longer side than SMALL_SIDE; else dct."""
+def default_mode(split: Split, config: ImageConfig, *, skip: bool = False) -> str:
+    """raw where no image, of those probed, has a longer side than SMALL_SIDE; else dct.
+
+    `skip`: whether images that cannot be read do not count.
+    """
     if isinstance(split.items, np.ndarray):
         longest = max(split.items.shape[1:3])
     else:
@@ -220,7 +225,15 @@ def default_mode(split: Split, config: ImageConfig) -> str:
                 with Image.open(split.items[index]) as image:
                     longest = max(longest, *image.size)
             except (OSError, ValueError, Image.DecompressionBombError) as error:
-                raise FailureError(f"{split.describe(index)} cannot be read: {error}") from error
+                if skip:
+                    continue
+                words = "no format that Pillow knows"
+                if not isinstance(error, UnidentifiedImageError):
+                    words = str(error)
+                raise FailureError(
+                    f"{split.describe(index)} cannot be read: {words}; writer.on_error=skip leaves "
+                    "such images out"
+                ) from error
     longest = min(longest, config.max_resolution or longest)
     return "raw" if longest <= SMALL_SIDE else "dct"
 

@@ -253,8 +253,10 @@ def test_arguments_say_what_a_field_is() -> None:
     again = DCTImageField.from_binary(binary)
     assert (again.quality, again.max_resolution) == (37, 500)
     assert again.metadata_type == FORM_ROW
-    with pytest.raises(FailureError, match="is dct, not yuv420"):
+    with pytest.raises(FailureError, match="holds dct images: take DCTImageField, not YUV420"):
         YUV420ImageField.from_binary(binary)
+    with pytest.raises(FailureError, match="FFCV's own needs no custom_fields"):
+        DCTImageField.from_binary(np.zeros(1024, np.uint8))
     later = binary.copy()
     later[8] = 2
     with pytest.raises(FailureError, match="has version 2"):

@@ -96,7 +96,7 @@ class _Announcer(event.Listener):  # type: ignore[misc]  # numba has no types
     def on_start(self, event: Any) -> None:
         if not self.said and hasattr(event.data["dispatcher"], MARKER):
             self.said = True
-            logger.warning("compiling the image kernels for this CPU, once: about a minute")
+            logger.warning("compiling image kernels for this CPU; they are kept for the next start")
 
     def on_end(self, event: Any) -> None:
         pass
