@@ -1,4 +1,4 @@
-"""The README's example runs as it stands."""
+"""The README's examples run as they stand."""
 
 import re
 from pathlib import Path
@@ -12,8 +12,9 @@ from benchmarks import stock
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_example_of_a_stock_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.fixture
+def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The examples in Python, in a folder with the files that they read."""
     y, x = np.mgrid[0:90, 0:120]
     images = [
         np.stack([2 * x, 2 * y, x + y + place], 2).astype(np.uint8)[: 60 + place % 30]
@@ -22,9 +23,21 @@ def test_the_example_of_a_stock_loader(tmp_path: Path, monkeypatch: pytest.Monke
     stock.write(tmp_path / "ffcv.beton", images, "jpg", 90)
     stock.write(tmp_path / "dct.beton", images, "dct", 90)
     monkeypatch.chdir(tmp_path)
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_example_of_our_loader(examples: list[str]) -> None:
+    names: dict[str, object] = {}
+    exec(examples[0], names)
+    assert names["images"].shape == (64, 224, 224, 3)  # type: ignore[attr-defined]
+    assert names["labels"].shape == (64,)  # type: ignore[attr-defined]
+    assert names["state"]["epoch"] == 1  # type: ignore[index]
+
+
+def test_the_example_of_a_stock_loader(examples: list[str]) -> None:
     threads = torch.get_num_threads()
     names: dict[str, object] = {}
-    exec(code, names)
+    exec(examples[1], names)
     means = []
     for loader in (names["by_ffcv"], names["by_us"]):
         ((found, labels),) = [(a.clone(), b.clone()) for a, b in loader]  # type: ignore[attr-defined]
