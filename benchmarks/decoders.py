@@ -27,6 +27,7 @@ from typing import Any
 import numba
 import numpy as np
 
+import resnet_ffcv
 from benchmarks import photos, stock
 from benchmarks.picture import draw_picture
 from benchmarks.references import psnr, resample
@@ -223,16 +224,18 @@ def compare_cifar(folder: Path, passes: int) -> tuple[Times, int]:
 
 
 def compare_loaders(folder: Path, count: int, batch: int, passes: int) -> tuple[Times, Times]:
-    """(CPU, wall-clock) seconds an image of an epoch of stock Loaders, with one worker."""
+    """(CPU, wall-clock) seconds an image of an epoch of whole Loaders, with one worker."""
     size = (224, 224)
+    ours = decoders.RandomResizedCrop
     made = {
-        "FFCV jpg": (RandomResizedCropRGBImageDecoder(size), "jpg"),
-        "dct": (decoders.RandomResizedCrop(size), "dct"),
+        "FFCV jpg": (Loader, RandomResizedCropRGBImageDecoder(size), "jpg"),
+        "dct": (Loader, ours(size), "dct"),
+        "dct, our Loader": (resnet_ffcv.Loader, ours(size), "dct"),
     }
     indices = np.tile(np.arange(count), max(1, 2_000 // count))
     loaders = {}
-    for name, (decoder, form) in made.items():
-        loaders[name] = Loader(
+    for name, (kind, decoder, form) in made.items():
+        loaders[name] = kind(
             str(folder / f"{form}.beton"), batch_size=batch, num_workers=1, drop_last=False,
             order=OrderOption.RANDOM, indices=indices,
             custom_fields=stock.custom_fields(form),
@@ -309,6 +312,8 @@ from resnet_ffcv import decoders
 from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
 from ffcv.loader import Loader
 path, form, batch = sys.argv[1], sys.argv[2], int(sys.argv[3])
+if sys.argv[4] == "ours":
+    from resnet_ffcv import Loader
 begin = time.perf_counter()
 decoder = RandomResizedCropRGBImageDecoder if form == "jpg" else decoders.RandomResizedCrop
 loader = Loader(
@@ -328,15 +333,21 @@ os._exit(0)  # a stock Loader's thread can abort the process
 def measure_start(
     folder: Path, images: list[np.ndarray], arguments: argparse.Namespace, _what: str
 ) -> dict[str, Any]:
-    """Seconds from before a stock Loader's constructor to its first batch, in new processes."""
+    """Seconds from before a Loader's constructor to its first batch, in new processes."""
     result: dict[str, list[float]] = {}
     batch = str(min(arguments.batch, len(images)))
-    for name, form in (("dct, first start", "dct"), ("dct", "dct"), ("FFCV jpg", "jpg")):
+    starts = (
+        ("dct, first start", "dct", "stock"),
+        ("dct", "dct", "stock"),
+        ("FFCV jpg", "jpg", "stock"),
+        ("dct, our Loader", "dct", "ours"),
+    )
+    for name, form, loader in starts:
         result[name] = []
         for number in range(1 if "first" in name else min(arguments.passes, 5)):
             cache = {"RESNET_FFCV_CACHE": str(folder / "cache")}
             done = subprocess.run(
-                [sys.executable, "-c", START, str(folder / f"{form}.beton"), form, batch],
+                [sys.executable, "-c", START, str(folder / f"{form}.beton"), form, batch, loader],
                 env={**os.environ, **cache}, capture_output=True, text=True, check=True,
             )  # fmt: skip
             result[name].append(float(done.stdout))
@@ -345,7 +356,11 @@ def measure_start(
     rows = [
         (name, f"{median(s):.2f}", f"{min(s):.2f} to {max(s):.2f}") for name, s in result.items()
     ]
-    show_table("a stock Loader's first batch", ("", "seconds", "spread"), rows)
+    show_table(
+        "a Loader's first batch, FFCV's Loader if not said otherwise",
+        ("", "seconds", "spread"),
+        rows,
+    )
     return dict(result)
 
 
@@ -432,15 +447,22 @@ def measure_loader(
     folder: Path, images: list[np.ndarray], arguments: argparse.Namespace, what: str
 ) -> dict[str, Any]:
     cpu, wall = compare_loaders(folder, len(images), arguments.batch, arguments.passes)
-    ratios = {"CPU": Ratio.of(*cpu.values()), "wall clock": Ratio.of(*wall.values())}
+    ratios = {
+        clock: {name: Ratio.of(times["FFCV jpg"], times[name]) for name in times}
+        for clock, times in (("CPU", cpu), ("wall clock", wall))
+    }
+    ratios["CPU"]["our Loader over stock"] = Ratio.of(cpu["dct"], cpu["dct, our Loader"])
     rows = [
-        (name, f"{median(cpu[name]) * 1e6:,.0f}", f"{median(wall[name]) * 1e6:,.0f}")
+        (
+            name, f"{median(cpu[name]) * 1e6:,.0f}", f"{median(wall[name]) * 1e6:,.0f}",
+            str(ratios["CPU"][name]), str(ratios["wall clock"][name]),
+        )
         for name in cpu
-    ]
-    columns = ("", "us/image, CPU", "wall clock")
-    title = f"a whole stock Loader, 1 worker, batches of {arguments.batch}: {what}"
+    ]  # fmt: skip
+    columns = ("", "us/image, CPU", "wall clock", "x FFCV, CPU", "x FFCV, wall clock")
+    title = f"whole Loaders, FFCV's or ours, 1 worker, batches of {arguments.batch}: {what}"
     show_table(title, columns, rows)
-    console.print(", ".join(f"times FFCV by {name}: {ratio}" for name, ratio in ratios.items()))
+    console.print(f"our Loader over FFCV's, dct: {ratios['CPU']['our Loader over stock']}")
     return {"seconds an image": {"CPU": cpu, "wall clock": wall}, **ratios}
 
 
