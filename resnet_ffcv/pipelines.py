@@ -16,6 +16,7 @@ from resnet_ffcv.buffers import Slot
 from resnet_ffcv.decoders import ImageDecoder
 from resnet_ffcv.errors import UsageError
 from resnet_ffcv.stock import (
+    BytesDecoder,
     Compiler,
     FloatDecoder,
     IntDecoder,
@@ -243,6 +244,8 @@ def run(plan: Plan, fields: Mapping[str, Any], batch: Batch, slot: Slot) -> tupl
             if step.prepare_shared and id(step.operation) not in prepared:
                 step.prepare_shared(shared)
                 prepared.add(id(step.operation))
+            if isinstance(step.operation, BytesDecoder):
+                memory.fill(0)  # what follows a short sample would be of an earlier one
             source = batch.indices if step.source is None else results[step.source]
             results.append(step.call(source, memory, shared, column, batch))
     if statuses.any():

@@ -10,6 +10,7 @@ import torch
 _threads = torch.get_num_threads()
 from ffcv.fields.base import ARG_TYPE, Field  # noqa: E402  # this sets torch's threads to 1
 from ffcv.fields.basics import FloatDecoder, IntDecoder  # noqa: E402
+from ffcv.fields.bytes import BytesDecoder  # noqa: E402
 from ffcv.fields.decoders import SimpleRGBImageDecoder  # noqa: E402
 from ffcv.loader import OrderOption  # noqa: E402
 from ffcv.pipeline.allocation_query import AllocationQuery  # noqa: E402
@@ -27,6 +28,7 @@ __all__ = [
     "ARG_TYPE",
     "TYPE_ID_HANDLER",
     "AllocationQuery",
+    "BytesDecoder",
     "Compiler",
     "Field",
     "FloatDecoder",
