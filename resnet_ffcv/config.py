@@ -273,6 +273,9 @@ class RunConfig:
     )
     eval_only: bool = key(False, "test model.weights on data.val, train nothing")
     checkpoint_every: int = key(1, "epochs between checkpoints; the last is always kept", low=1)
+    checkpoint_steps: int | None = key(
+        None, "steps between further checkpoints, inside an epoch; null: none", low=1
+    )
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,8 @@ class Run:
         path = folder / "checkpoints" / "last"
         checkpoint = read_checkpoint(path) if path.exists() else None
         run = cls(folder, checkpoint["records"] if checkpoint else [])
-        if checkpoint and last_is_best(run.records):  # and was perhaps killed before it said so
+        if checkpoint and checkpoint.get("meter") is None and last_is_best(run.records):
+            # It stands at the end of the best epoch, and was perhaps killed before it said so.
             run.save_checkpoint("best", checkpoint)
         return run, checkpoint
 

@@ -68,6 +68,16 @@ class Meter:
         top5 = int(correct5) if self.classes > 5 else None
         return Counts(loss_sum, int(correct1), top5, self.seen)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was added so far, as tensors and plain values."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from `state`."""
+        self.sums.copy_(state["sums"])
+        self.bad_step.copy_(state["bad_step"])
+        self.seen, self.classes = state["seen"], state["classes"]
+
     def first_bad_step(self) -> int | None:
         """The first step whose loss was not finite, or None; waits for the device."""
         step = int(self.bad_step)

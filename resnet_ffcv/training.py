@@ -72,6 +72,7 @@ class Trainer:
         in_epochs = (config.training.epochs or 0) * self.steps_per_epoch
         self.total_steps = config.training.iterations or in_epochs
         self.step = 0
+        self.meter: Meter | None = None  # of the epoch that is under way
         self.clock = Clock()
 
     def train(self) -> Counts:
@@ -85,6 +86,7 @@ class Trainer:
         while self.step < self.total_steps and not self._stopped_early():
             began = time.monotonic()
             epoch = self.step // self.steps_per_epoch
+            seen_before = self.meter.seen if self.meter else 0
             trained = self._train_epoch(epoch)
             tested = self.test(self.data.val, "validation")
             record = {
@@ -97,7 +99,7 @@ class Trainer:
                 "val_top1": tested.top1,
                 "val_top5": tested.top5,
                 "images": trained.seen,
-                "images_per_s": trained.seen / self.clock.seconds,
+                "images_per_s": (trained.seen - seen_before) / self.clock.seconds,
                 "train_seconds": self.clock.seconds,
                 "wait_seconds": self.clock.waiting,
                 "seconds": time.monotonic() - began,
@@ -108,12 +110,16 @@ class Trainer:
         return tested or self.test(self.data.val, "validation")
 
     def _train_epoch(self, epoch: int) -> Counts:
-        steps = min(self.steps_per_epoch, self.total_steps - self.step)
-        images_in_epoch = min(steps * self.config.data.batch_size, len(self.data.train.indices))
-        self.display.begin(f"epoch {epoch + 1}", images_in_epoch)
-        self.data.train.next_epoch = epoch  # the order of the images is a function of it
+        """Trains to the end of the epoch, or of the recipe; from its middle after a resume."""
+        done, batch_size = self.step % self.steps_per_epoch, self.config.data.batch_size
+        steps = min(self.steps_per_epoch - done, self.total_steps - self.step)
+        rest = len(self.data.train.indices) - done * batch_size
+        self.display.begin(f"epoch {epoch + 1}", min(steps * batch_size, rest))
+        order = {**self.data.train.state_dict(), "epoch": epoch, "samples": done * batch_size}
+        self.data.train.load_state_dict(order)
         self.model.train()
-        meter, looked = Meter(self.device), time.monotonic()
+        meter = self.meter = self.meter or Meter(self.device)
+        looked = time.monotonic()
         with closing(self.clock.time(self.data.train)) as batches:
             for images, labels in itertools.islice(batches, steps):
                 self._train_step(images, labels, meter)
@@ -121,8 +127,10 @@ class Trainer:
                 if time.monotonic() - looked > SECONDS_BETWEEN_LOOKS:
                     self._look(meter)
                     looked = time.monotonic()
+                self._save_inside_epoch(meter)
         self._look(meter)  # waits for the device, so the clock stops when the work is done
         self.clock.stop()
+        self.meter = None
         return meter.counts()
 
     def _train_step(self, images: Tensor, labels: Tensor, meter: Meter) -> None:
@@ -195,6 +203,13 @@ class Trainer:
         if is_best:
             self.run.save_checkpoint("best", self.state_dict())
 
+    def _save_inside_epoch(self, meter: Meter) -> None:
+        every = self.config.run.checkpoint_steps
+        at_end = self.step % self.steps_per_epoch == 0 or self.step == self.total_steps
+        if every and self.step % every == 0 and not at_end:
+            self._look(meter)  # nothing of an epoch whose loss is not finite is kept
+            self.run.save_checkpoint("last", self.state_dict())
+
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the run depends on, as tensors and plain values."""
         return {
@@ -209,6 +224,7 @@ class Trainer:
             "config": configuration.to_dict(self.config),
             "dataset": self.data.fingerprint,
             "step": self.step,
+            "meter": self.meter.state_dict() if self.meter else None,
             "records": self.run.records,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -230,6 +246,9 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
+        if state.get("meter"):
+            self.meter = Meter(self.device)
+            self.meter.load_state_dict(state["meter"])
         restore_generators(state["generators"])
 
 

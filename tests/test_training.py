@@ -162,6 +162,47 @@ def test_a_model_that_draws_goes_on_as_if_it_had_not_been_killed(
     assert best[0]["step"] == best[1]["step"]
 
 
+@pytest.mark.parametrize("step", [1, 3, 4, 6, 9])  # of 12, four in an epoch
+def test_a_run_killed_inside_an_epoch_goes_on_there(
+    sample_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    save = Run.save_checkpoint
+
+    def save_and_be_killed(self: Run, name: str, checkpoint: dict[str, Any]) -> None:
+        save(self, name, checkpoint)
+        if checkpoint["step"] == step:
+            raise KilledError
+
+    options = {
+        "training.epochs": 3, "run.checkpoint_steps": 1, "lr.base": 0.05, "data.batch_size": 17,
+        "data.crop": "random_resized", "data.flip": True, "data.num_workers": 1,
+    }  # fmt: skip
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    expected = train(recipe(sample_folder, whole, **{**options, "run.checkpoint_steps": None}))
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save_checkpoint", save_and_be_killed)
+        with pytest.raises(KilledError):
+            train(recipe(sample_folder, killed, **options))
+    steps: list[int] = []
+    with monkeypatch.context() as patch:
+        train_step = training.Trainer._train_step
+        patch.setattr(
+            training.Trainer, "_train_step",
+            lambda self, *batch: steps.append(self.step) or train_step(self, *batch),
+        )  # fmt: skip
+        resumed = jobs.resume(str(killed), {"run.resume": str(killed), "data.num_workers": "2"})
+    assert steps == list(range(step, 12))  # none of what was done is done again
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(killed)[name]), name
+    for ours, theirs in zip(records(killed), records(whole), strict=True):
+        for name in ("epoch", "step", "lr", "train_loss", "train_top1", "images", "val_loss"):
+            assert ours[name] == theirs[name], name
+    assert (resumed["top1"], resumed["loss"]) == (expected["top1"], expected["loss"])
+
+
 def test_checkpoints_come_when_due_at_each_best_and_at_the_end(
     sample_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
