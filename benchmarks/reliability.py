@@ -161,7 +161,7 @@ import sys
 from ffcv.fields.decoders import IntDecoder
 from ffcv.loader import Loader
 labels = [int(n) for (batch,) in Loader(sys.argv[1], 50, num_workers=1,
-          pipelines={"image": None, "label": [IntDecoder()]}) for n in batch]
+          pipelines={"image": None, "label": [IntDecoder()]}) for n in batch[:, 0]]
 print(f"it opens, and gives {len(labels)} labels, of which {labels.count(0)} are 0")
 """
 
@@ -550,32 +550,43 @@ def try_training(folder: Path, tries: int) -> list[Tried]:
         "--training.epochs=3", "--run.checkpoint_steps=2", "--lr.base=0.01",
     ]  # fmt: skip
 
-    def train(run: Path, *more: str) -> float:
-        whole = [*arguments, f"--run.folder={run}", *more]
-        return seconds_of(lambda: subprocess.run(whole, check=True, capture_output=True))
+    def begin(run: Path, *more: str) -> tuple[subprocess.Popen[bytes], float]:
+        """(a training that has written its first checkpoint, when it did)."""
+        process = subprocess.Popen(
+            [*arguments, f"--run.folder={run}", *more], start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        while not (run / "checkpoints" / "last").exists() and process.poll() is None:
+            time.sleep(0.002)
+        return process, time.perf_counter()
 
-    duration = train(folder / "whole")
-    expected, rng = read_weights(folder / "whole"), random.Random(0)
+    process, began = begin(folder / "whole")
+    process.wait(300)
+    duration = time.perf_counter() - began
+    expected, rng, steps = read_weights(folder / "whole"), random.Random(0), []
     for number in range(tries):
         run = folder / f"run{number}"
-        workers = f"--data.num_workers={1 + number % 2}"
-        kill_after([*arguments, f"--run.folder={run}", workers], rng.uniform(0.5, 1) * duration)
+        process, _ = begin(run, f"--data.num_workers={1 + number % 2}")
+        time.sleep(rng.uniform(0, 0.8) * duration)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+        steps.append(read_checkpoint(run)["step"])
         resume = [sys.executable, str(ROOT / "train.py"), f"--run.resume={run}"]
-        if (run / "config.yaml").exists():
-            subprocess.run(resume, capture_output=True, timeout=300)
-        else:  # it was killed before it had begun
-            train(run, workers)
-        tried.expect(read_weights(run) == expected, f"run {number}")
+        subprocess.run(resume, capture_output=True, timeout=300)
+        tried.expect(read_weights(run) == expected, f"run {number}, from step {steps[-1]}")
+    tried.measured = f"from steps {', '.join(map(str, sorted(steps)))} of 30"
     return [tried]
 
 
-def read_weights(run: Path) -> dict[str, bytes]:
+def read_checkpoint(run: Path) -> dict[str, Any]:
     import torch
 
-    path = run / "checkpoints" / "last"
-    if not path.exists():
-        return {}
-    model = torch.load(path, weights_only=True)["model"]
+    checkpoint: dict[str, Any] = torch.load(run / "checkpoints" / "last", weights_only=True)
+    return checkpoint
+
+
+def read_weights(run: Path) -> dict[str, bytes]:
+    model = read_checkpoint(run)["model"]
     return {name: value.numpy().tobytes() for name, value in model.items()}
 
 
