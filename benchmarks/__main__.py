@@ -1,4 +1,7 @@
-"""All benchmarks, one after the other: `python -m benchmarks --photos FOLDER`."""
+"""The benchmarks of speed, one after the other: `python -m benchmarks --photos FOLDER`.
+
+`benchmarks.reliability` and `benchmarks.ffcv_tests` measure no speed, and are run by themselves.
+"""
 
 import subprocess
 import sys
