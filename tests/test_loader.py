@@ -485,3 +485,47 @@ def test_ctrl_c_while_waiting_for_a_batch(path: Path) -> None:
     ended = run_script(script, path)
     assert float(ended.stdout) < 1, ended.stderr
     assert ended.returncode == 0
+
+
+def test_threads_are_those_the_process_may_use(path: Path) -> None:
+    ended = run_script(
+        "import os\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        f"one = Loader({str(path)!r}, 2, pipelines={{'image': None}})\n"
+        "print(one.num_workers, len(list(one)))",
+        path,
+        check=True,
+    )
+    assert ended.stdout == "1 32\n"
+
+
+GLOO = """
+import sys
+from torch import distributed
+from resnet_ffcv import Loader
+from resnet_ffcv.stock import IntDecoder, OrderOption
+rank, file, path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+distributed.init_process_group("gloo", f"file://{file}", rank=rank, world_size=2)
+loader = Loader(path, 10, 1, order=OrderOption.RANDOM, distributed=True, drop_last=False,
+                pipelines={"image": None, "label": [IntDecoder()]})
+print(*[int(n) for _ in range(2) for (batch,) in loader for n in batch[:, 0]])
+distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_share_an_epoch(numbered: Path, tmp_path: Path) -> None:
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", GLOO, str(rank), str(tmp_path / "store"), str(numbered)],
+            stdout=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    shown = [[int(n) for n in rank.communicate(timeout=100)[0].split()] for rank in ranks]
+    halves = [len(numbers) // 2 for numbers in shown]
+    assert sum(halves) == 103
+    for epoch in range(2):
+        both = [n for half, numbers in zip(halves, shown, strict=True)
+                for n in numbers[half * epoch : half * (epoch + 1)]]  # fmt: skip
+        assert sorted(both) == list(range(103))
+    assert shown[0][: halves[0]] != shown[0][halves[0] :]
