@@ -617,8 +617,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         part, tries = PARTS[name]
         console.print(f"{name} ...")
         with tempfile.TemporaryDirectory() as folder:
-            done += part(Path(folder), arguments.tries or tries)
-        for tried in done:
+            found = part(Path(folder), arguments.tries or tries)
+        done += found
+        for tried in found:
             for words in tried.failures[:5]:
                 console.print(f"  NOT KEPT: {words}")
     rows = [(t.promise, str(t.tries), str(len(t.failures)), t.measured, t.ffcv) for t in done]

@@ -141,6 +141,12 @@ class DataConfig:
     )
     batch_size: int = key(64, "images a step, over all devices", low=1)
     num_workers: int | None = key(None, "decoding threads; null: one for each core allowed", low=1)
+    on_error: str = key(
+        "raise",
+        "a training image that is damaged: raise ends the run and names it, skip leaves it out and "
+        "counts it; one to validate on always ends it",
+        choices=("raise", "skip"),
+    )
     resolution: int = key(32, "pixels a side of what the model sees", low=1)
     crop: str = key(
         "pad",

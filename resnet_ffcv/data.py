@@ -204,7 +204,7 @@ def _training_loader(
         decoder = decoders.PadCrop(size, config.padding, flip=flip)
     return _loader(
         file, config, device, decoder, config.batch_size,
-        order=OrderOption.RANDOM, indices=indices, seed=seed,
+        order=OrderOption.RANDOM, indices=indices, seed=seed, on_error=config.on_error,
     )  # fmt: skip
 
 

@@ -82,10 +82,13 @@ def read_blocks(path: Path, size: int) -> Iterator[memoryview]:
             coming = reader.submit(_read_at, handle, buffers[0], 0)
             for number in itertools.count(1):
                 block = coming.result()
-                coming = reader.submit(_read_at, handle, buffers[number % 2], number * size)
-                if not block:
+                is_last = len(block) < size
+                if not is_last:
+                    coming = reader.submit(_read_at, handle, buffers[number % 2], number * size)
+                if block:
+                    yield block
+                if is_last:
                     return
-                yield block
     finally:
         os.close(handle)
 

@@ -165,11 +165,13 @@ def _train(
         if data.test:
             tested = trainer.test(data.test, "test")
     train_seconds, wait_seconds = run.total("train_seconds"), run.total("wait_seconds")
+    timed = sum(r["images_per_s"] * r["train_seconds"] for r in run.records)  # by this process
+    damaged = data.train.damaged
     result = {
         **_accuracy(tested),
         "protocol": config.test.protocol,
         "epochs": trainer.step / trainer.steps_per_epoch,
-        "images_per_s": run.total("images") / train_seconds,
+        "images_per_s": timed / train_seconds,
         "run": str(run.folder),
     }
     run.finish(result)
@@ -180,6 +182,7 @@ def _train(
         {
             "waiting for data": f"{wait_seconds / train_seconds:.1%}",
             "minutes": f"{run.total('seconds') / 60:.1f}",
+            **({"damaged, left out": f"{len(damaged):,} images"} if damaged else {}),
         },
     )
     return result
@@ -294,8 +297,7 @@ def _announce(trainer: Trainer) -> None:
     console.print(
         f"{config.model.name}, {parameters:,} parameters, on {trainer.device}; "
         f"{len(data.train.indices):,} images to learn from, {len(data.val.indices):,} to validate; "
-        f"steps {trainer.step:,} to {trainer.total_steps:,}; {trainer.run.folder}\n"
-        "compiling FFCV's pipelines: the first batch takes some seconds",
+        f"steps {trainer.step:,} to {trainer.total_steps:,}; {trainer.run.folder}",
         soft_wrap=True,
     )
 

@@ -87,7 +87,7 @@ class Meter:
 class Clock:
     """Seconds of a pass over a Loader, and of these the seconds spent waiting for data.
 
-    The wait for the first batch of a process is not counted: FFCV compiles its pipeline in it.
+    The wait for the first batch of a process is not counted: kernels may be compiled in it.
     """
 
     def __init__(self) -> None:

@@ -99,6 +99,7 @@ class Trainer:
                 "val_top1": tested.top1,
                 "val_top5": tested.top5,
                 "images": trained.seen,
+                "damaged": len(self.data.train.damaged),
                 "images_per_s": (trained.seen - seen_before) / self.clock.seconds,
                 "train_seconds": self.clock.seconds,
                 "wait_seconds": self.clock.waiting,
@@ -128,6 +129,8 @@ class Trainer:
                     self._look(meter)
                     looked = time.monotonic()
                 self._save_inside_epoch(meter)
+        if self.step % self.steps_per_epoch and self.step < self.total_steps:
+            raise FailureError(f"{self.config.data.train}: every image of a batch is damaged")
         self._look(meter)  # waits for the device, so the clock stops when the work is done
         self.clock.stop()
         self.meter = None

@@ -20,11 +20,22 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from resnet_ffcv import config as configuration
 from resnet_ffcv import jobs, training
-from resnet_ffcv.config import TrainConfig, TrainingConfig
+from resnet_ffcv.beton import read_image_tables
+from resnet_ffcv.config import (
+    ImageConfig,
+    OutputConfig,
+    TrainConfig,
+    TrainingConfig,
+    WriteConfig,
+    WriterConfig,
+)
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.models import build_model
+from resnet_ffcv.progress import Report
 from resnet_ffcv.runs import Run
+from resnet_ffcv.sources import Source, Split
 from resnet_ffcv.testing import Counts
+from resnet_ffcv.writer import write_dataset
 
 ROOT = Path(__file__).parent.parent
 
@@ -201,6 +212,29 @@ def test_a_run_killed_inside_an_epoch_goes_on_there(
         for name in ("epoch", "step", "lr", "train_loss", "train_top1", "images", "val_loss"):
             assert ours[name] == theirs[name], name
     assert (resumed["top1"], resumed["loss"]) == (expected["top1"], expected["loss"])
+
+
+def test_damaged_images_end_a_run_or_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
+    split = Split(images, np.arange(40) % 2)
+    config = WriteConfig(
+        output=OutputConfig(str(tmp_path)), image=ImageConfig(mode="jpg"), writer=WriterConfig(1)
+    )
+    write_dataset(Source("x", ["a", "b"], {"train": split, "val": split}), config, Report())
+    start, size = read_image_tables(tmp_path / "train.beton").region(7)
+    with (tmp_path / "train.beton").open("r+b") as file:
+        file.seek(start + size // 2)
+        file.write(bytes(size // 2))
+    with pytest.raises(FailureError, match=r"train\.beton: sample 7 is damaged: its JPEG"):
+        train(recipe(tmp_path, tmp_path / "one"))
+    train(recipe(tmp_path, tmp_path / "two", **{"data.on_error": "skip"}))
+    assert [(r["images"], r["damaged"]) for r in records(tmp_path / "two")] == [(39, 1)] * 2
+    assert "damaged, left out" in capsys.readouterr().err
+    options = {"data.on_error": "skip", "data.val": str(tmp_path / "train.beton")}
+    with pytest.raises(FailureError, match="sample 7 is damaged"):  # tests are exact
+        train(recipe(tmp_path, tmp_path / "three", **options))
 
 
 def test_checkpoints_come_when_due_at_each_best_and_at_the_end(

@@ -7,6 +7,7 @@ file: it would serve old machine code. So ours lies in a folder named by a hash 
 import hashlib
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +41,10 @@ def sources_digest() -> str:
 
 
 def choose_cache_folder() -> Path:
-    """RESNET_FFCV_CACHE or the user's cache folder; a temporary one where it cannot be written."""
+    """RESNET_FFCV_CACHE or the user's cache folder; a temporary one where it cannot be written.
+
+    Machine code is loaded from it: a temporary folder that is another user's is not taken.
+    """
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     base = Path(os.environ.get("RESNET_FFCV_CACHE") or Path(home) / "resnet_ffcv")
     name = f"kernels-{sources_digest()}"
@@ -50,7 +54,19 @@ def choose_cache_folder() -> Path:
             return base / name
     except OSError:
         pass
-    return Path(tempfile.gettempdir()) / f"resnet_ffcv-{os.getuid()}" / name
+    shared = Path(tempfile.gettempdir()) / f"resnet_ffcv-{os.getuid()}"
+    try:
+        shared.mkdir(mode=0o700, exist_ok=True)
+        found = shared.lstat()
+        if (
+            stat.S_ISDIR(found.st_mode)
+            and found.st_uid == os.getuid()
+            and not found.st_mode & 0o077
+        ):
+            return shared / name
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="resnet_ffcv-")) / name
 
 
 CACHE = choose_cache_folder()
