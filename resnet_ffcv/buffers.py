@@ -81,7 +81,7 @@ class Slots:
         self.queries, self.batch_size, self.spare = queries, batch_size, spare
         self.respect_holders = respect_holders
         self.kept: list[Slot] = []
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a collector may end another epoch inside
 
     def take(self) -> Slot:
         """A free slot; a new one where there is none."""

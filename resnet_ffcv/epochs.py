@@ -21,6 +21,8 @@ from resnet_ffcv.storage import ReadAhead
 if TYPE_CHECKING:
     from resnet_ffcv.loader import Loader
 
+THREADS = ("decode", "read ahead")  # names of an epoch's
+
 
 @dataclass
 class Made:
@@ -42,23 +44,24 @@ class Producer:
         self.loader, self.slots, self.batches = loader, slots, batches
         self.epoch, self.start = epoch, start  # the samples of it that were handed out before
         self.key = np.uint64(epoch_key(loader.seed, epoch))
+        self.unsaid: dict[int, str] = {}  # damaged samples of batches that were left out altogether
+        self.handed_out: Slot | None = None  # of the batch that the caller has
         self.ready: deque[Made] = deque()
-        self.changed = threading.Condition()
+        self.changed = threading.Condition(threading.RLock())  # a collector may call `end` inside
         self.ended = self.finished = False
         self.error: BaseException | None = None
         self.stream: Any = torch.cuda.Stream() if torch.cuda.is_available() else None  # type: ignore[no-untyped-call]
         self.thread = threading.Thread(target=self._run, name="decode", daemon=True)
-        self.thread.start()
 
     @property
     def is_running(self) -> bool:
         return self.thread.is_alive()
 
     def take(self) -> Made | None:
-        """The next batch; None behind the last.
+        """The next batch; None behind the last, or where the epoch was ended.
 
         Raises:
-            what went wrong with it.
+            what went wrong with it; once.
         """
         with self.changed:
             while not (self.ready or self.finished):
@@ -66,19 +69,33 @@ class Producer:
             if self.ready:
                 self.changed.notify_all()
                 return self.ready.popleft()
-        if self.error is not None:
-            raise self.error
+            error, self.error = self.error, None  # its traceback holds all that called us
+        if error is not None:
+            raise error
         return None
 
+    def hand_out(self, slot: Slot | None) -> None:
+        """The caller gets the batch in `slot`, and is done with the one before it, but for what it
+        holds by references."""
+        if self.handed_out is not None:
+            if self.stream is not None:
+                self.handed_out.copied = torch.cuda.current_stream().record_event()
+            self.handed_out.handed_out = False
+        self.handed_out = slot
+
     def end(self) -> None:
-        """Ends the thread, and waits for it: one left behind can abort the process at its exit."""
+        """Ends the thread, and waits for it: one left behind can abort the process at its exit.
+
+        A garbage collector may call this in any thread; those of epochs wait for none.
+        """
         with self.changed:
             self.ended = True
             self.changed.notify_all()
-        if threading.current_thread() is not self.thread:
+        if self.thread.ident is not None and threading.current_thread().name not in THREADS:
             self.thread.join()
         while self.ready:
             self.ready.popleft().slot.handed_out = False
+        self.hand_out(None)
 
     def _run(self) -> None:
         try:
@@ -91,6 +108,8 @@ class Producer:
                 for number, indices in enumerate(self.batches, 1):
                     made = self._make(number, indices)
                     reading.decoded(indices)
+                    if self.ended:
+                        return
                     if made is None:
                         continue
                     with self.changed:
@@ -110,7 +129,7 @@ class Producer:
 
     def _make(self, number: int, indices: np.ndarray) -> Made | None:
         """The batch of these samples; None where all of them were left out."""
-        damaged: dict[int, str] = {}
+        damaged, self.unsaid = self.unsaid, {}
         slot = self.slots.take()
         try:
             while len(indices):
@@ -125,6 +144,7 @@ class Producer:
                     indices = indices[~bad]
         finally:
             self.slots.put(slot)
+        self.unsaid |= damaged
         return None
 
     def _decode(
@@ -161,17 +181,28 @@ class Epoch:
 
     def __init__(self, producer: Producer) -> None:
         self.producer = producer
-        self.slot: Slot | None = None  # of the batch handed out last
         self.close = weakref.finalize(self, producer.end)  # also when the interpreter exits
+        try:
+            producer.thread.start()
+        except BaseException:  # Ctrl-C while it starts
+            self.close()
+            raise
 
     def __iter__(self) -> "Epoch":
         return self
 
     def __next__(self) -> tuple[Any, ...]:
-        self._let_go()
-        made, loader = self.producer.take(), self.producer.loader
+        producer, loader = self.producer, self.producer.loader
+        producer.hand_out(None)
+        try:
+            made = producer.take()
+        except BaseException:
+            self.close()
+            raise
         if made is None:
-            loader.note_progress(self.producer, None)
+            loader.damaged |= producer.unsaid
+            if not producer.ended:
+                loader.note_progress(producer, None)
             self.close()
             raise StopIteration
         if made.on_device is not None:
@@ -180,15 +211,7 @@ class Epoch:
             for output in made.outputs:
                 if isinstance(output, torch.Tensor) and output.is_cuda:
                     output.record_stream(stream)
-        self.slot = made.slot
+        producer.hand_out(made.slot)
         loader.damaged |= made.damaged
-        loader.note_progress(self.producer, made.number)
+        loader.note_progress(producer, made.number)
         return made.outputs
-
-    def _let_go(self) -> None:
-        """The caller is done with the last batch, but for what it holds by references."""
-        if self.slot is not None:
-            if self.producer.stream is not None:
-                self.slot.copied = torch.cuda.current_stream().record_event()
-            self.slot.handed_out = False
-            self.slot = None

@@ -5,7 +5,7 @@ import fcntl
 import itertools
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -31,6 +31,40 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         raise FailureError(f"{path} could not be written: {error.strerror or error}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def replace_all(moves: Sequence[tuple[Path, Path]], gone: Sequence[Path] = ()) -> None:
+    """Gives files that are on the disk their names; what had these is removed, and so is `gone`.
+
+    Where it fails, everything is as it was. A kill between two steps leaves the first of the names
+    without the later ones; the last is the first to go.
+
+    Args:
+        moves: (where a file is, its name), in one folder.
+        gone: names of files that do not belong to the new ones.
+    """
+    done: list[tuple[Path, Path]] = []
+
+    def move(source: Path, target: Path) -> None:
+        os.replace(source, target)
+        done.append((source, target))
+
+    old = {path: path.with_name(f".{path.name}.old") for _, path in moves} | {
+        path: path.with_name(f".{path.name}.old") for path in gone
+    }
+    try:
+        for path in reversed(old):
+            if path.exists():
+                move(path, old[path])
+        for source, target in moves:
+            move(source, target)
+        sync_folder(moves[0][1].parent)
+    except BaseException:  # Ctrl-C too
+        for source, target in reversed(done):
+            os.replace(target, source)
+        raise
+    for path in old.values():
+        path.unlink(missing_ok=True)
 
 
 def open_past_cache(path: Path, flags: int) -> int:

@@ -186,6 +186,10 @@ class Loader:
         self.storage.check()
         self._bind()
         order = check_indices(self._whole_order(epoch), self.reader.num_samples)
+        if len(order) != len(self.indices):
+            raise UsageError(
+                f"order: {len(order):,} samples where all ranks have {len(self.indices):,}"
+            )
         batches = [order[begin:end] for begin, end in self.share(start)]
         producer = Producer(self, self._slots_for_plan(), batches, epoch, start)
         for step in self.plan.steps:
@@ -238,7 +242,7 @@ class Loader:
         """Has the next `iter()` go on there; ranks and batch size may be others.
 
         Raises:
-            FailureError: the state is of another file, or of other indices.
+            FailureError: the state is of a file with other tables, or of other indices.
         """
         if state["dataset"] != self.checksum:
             raise FailureError(
@@ -257,7 +261,10 @@ class Loader:
         return digest.hexdigest()
 
     def filter(self, field_name: str, condition: Callable[[Any], bool]) -> "Loader":
-        """A Loader of those of this one's samples whose decoded field meets a condition."""
+        """A Loader of those of this one's samples whose decoded field meets a condition.
+
+        Both have the same Operations, and run one at a time.
+        """
         if field_name not in self.fields:
             raise UsageError(
                 f"field_name={field_name!r}: {self.fname} has {', '.join(self.fields)}"
@@ -269,7 +276,8 @@ class Loader:
         every = self._again(order=OrderOption.SEQUENTIAL, drop_last=False, pipelines=only,
                             distributed=False, rank=0, world_size=1)  # fmt: skip
         met = [bool(condition(sample)) for (batch,) in every for sample in batch]
-        return self._again(indices=self.indices[np.array(met, bool)])
+        shown = self.indices[~np.isin(self.indices, list(every.damaged))]  # others were skipped
+        return self._again(indices=shown[np.array(met, bool)])
 
     def _again(self, **changes: Any) -> "Loader":
         given = {

@@ -63,10 +63,10 @@ def manifest_path(beton: Path) -> Path:
     return beton.with_name(beton.name + ".json")
 
 
-def write_manifest(manifest: Manifest, beton: Path) -> None:
-    """Writes the manifest beside its .beton, whole or not at all."""
+def write_manifest(manifest: Manifest, path: Path) -> None:
+    """Writes a manifest, whole or not at all."""
     text = json.dumps(asdict(manifest), indent=1) + "\n"
-    write_whole(manifest_path(beton), lambda file: file.write(text.encode()))
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def read_manifest(beton: Path) -> Manifest:

@@ -89,7 +89,7 @@ class ReadAhead:
     def __exit__(self, *_: object) -> None:
         self.ended = True
         self.room.release()
-        if self.thread.ident is not None:
+        if self.thread.ident is not None and threading.current_thread() is not self.thread:
             self.thread.join()
 
     def decoded(self, batch: np.ndarray) -> None:

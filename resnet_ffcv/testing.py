@@ -70,7 +70,7 @@ class Meter:
 
     def state_dict(self) -> dict[str, Any]:
         """What was added so far, as tensors and plain values."""
-        return dict(vars(self))
+        return {**vars(self), "sums": self.sums.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state`."""

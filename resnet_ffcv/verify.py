@@ -117,4 +117,6 @@ def _decode(path: Path, tables: Tables, verdict: Verdict, report: Report) -> Non
         done += len(batch)
     report.advance(len(tables.metadata) - done)
     verdict.damaged |= images.damaged
+    if done + len(images.damaged) != len(tables.metadata):
+        verdict.problems.append(f"{path}: {done:,} images decode, the others are not told of")
     verdict.checked.append("images: every one decodes")

@@ -27,7 +27,7 @@ from resnet_ffcv.config import ImageConfig, WriteConfig, WriterConfig
 from resnet_ffcv.content import Content
 from resnet_ffcv.encode import SMALL_SIDE
 from resnet_ffcv.errors import FailureError
-from resnet_ffcv.files import sync_folder, write_whole
+from resnet_ffcv.files import replace_all, write_whole
 from resnet_ffcv.journal import Journal
 from resnet_ffcv.manifest import (
     FORMAT_VERSION,
@@ -109,13 +109,14 @@ def lock(folder: Path) -> Iterator[None]:
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FailureError(
+                f"output.folder={folder}: another write_datasets.py writes there; wait for it, or "
+                "take another folder"
+            ) from error
         yield
-    except BlockingIOError as error:
-        raise FailureError(
-            f"output.folder={folder}: another write_datasets.py writes there; wait for it, or take "
-            "another folder"
-        ) from error
     finally:
         os.close(handle)
 
@@ -347,6 +348,9 @@ class Draft:
         """
         if self.path.exists():
             report.say(f"{self.path} is there already and will be replaced")
+        for leftover in self.path.parent.glob(f".{self.path.name}*"):  # of a run that was killed
+            if leftover.suffix in (".part", ".new", ".old"):
+                leftover.unlink()
         report.begin(f"write {self.path.name}", self.count, "images")
         pages = None
         try:
@@ -413,24 +417,26 @@ class Draft:
             raise FailureError(f"{self.path}: none of {self.count:,} images could be stored")
 
     def _publish(self, manifest: Manifest, content: Content) -> None:
-        """The part becomes the file, with its manifest; or neither is there."""
+        """The part becomes the file, with its manifest; or all stays as it was.
+
+        A .beton without its manifest is refused when it is opened, with a stale one it is not: so
+        the manifest comes last.
+        """
+        if self.path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         mean_path = self.path.with_name(pixel_mean_name(self.path.name))
+        others = [manifest_path(self.path)]
         try:
-            # A .beton without its manifest is refused when it is opened; with a stale one not.
-            manifest_path(self.path).unlink(missing_ok=True)
-            os.replace(self.part, self.path)
-            sync_folder(self.path.parent)
+            write_manifest(manifest, waiting(others[0]))
             if manifest.pixel_mean and content.sums is not None:
                 mean = (content.sums / content.count / 255).astype(np.float32)
-                write_whole(mean_path, lambda file: np.save(file, mean))
-            else:
-                mean_path.unlink(missing_ok=True)
-            write_manifest(manifest, self.path)
-        except BaseException:  # Ctrl-C too; a file alone is of no use
-            if not self.part.exists():
-                for path in (self.path, mean_path, manifest_path(self.path)):
-                    path.unlink(missing_ok=True)
-            raise
+                write_whole(waiting(mean_path), lambda file: np.save(file, mean))
+                others.insert(0, mean_path)
+            moves = [(self.part, self.path), *((waiting(path), path) for path in others)]
+            replace_all(moves, [path for path in [mean_path] if path not in others])
+        finally:
+            for path in others:
+                waiting(path).unlink(missing_ok=True)
         if self.journal:
             self.journal.end()
 
@@ -475,6 +481,11 @@ def check(path: Path, sums: Pages, report: Report) -> str:
     if found.words:
         raise FailureError(f"{path} does not read as it was written: {'; '.join(found.words)}")
     return found.sha256
+
+
+def waiting(path: Path) -> Path:
+    """Where a file waits until its .beton has its name."""
+    return path.with_name(f".{path.name}.new")
 
 
 def pixel_mean_name(beton_name: str) -> str:

@@ -69,9 +69,9 @@ def test_it_reads_as_it_was_written(written: Callable[..., Path]) -> None:
     path = written()
     manifest = read_manifest(path)
     assert isinstance(manifest, Manifest)
-    write_manifest(manifest, path)
+    write_manifest(manifest, manifest_path(path))
     assert read_manifest(path) == manifest
-    write_manifest(replace(manifest, classes=["é", "日本"]), path)
+    write_manifest(replace(manifest, classes=["é", "日本"]), manifest_path(path))
     assert read_manifest(path).classes == ["é", "日本"]
 
 

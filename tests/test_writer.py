@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -682,7 +683,7 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()])
-@pytest.mark.parametrize("where", ["sync_folder", "write_whole"])
+@pytest.mark.parametrize("where", ["replace_all", "write_whole"])
 def test_a_failure_while_publishing_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException
 ) -> None:
@@ -693,6 +694,40 @@ def test_a_failure_while_publishing_leaves_nothing(
     with pytest.raises(FailureError if isinstance(error, OSError) else KeyboardInterrupt):
         write(source_of(pixels(3)), tmp_path, mode="raw")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_whichever_rename_fails_files_are_old_or_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    folder, newer = tmp_path / "out", source_of(pixels(9, seed=1))
+    write(newer, tmp_path / "new", mode="raw")
+    write(source_of(pixels(3)), folder, mode="raw")
+    states = [digests(folder), digests(tmp_path / "new")]
+    replace = os.replace
+    for number in itertools.count(1):
+        calls = itertools.count(1)
+
+        def fail(source: Path, target: Path, number: int = number, calls: Any = calls) -> None:
+            if next(calls) == number:
+                raise OSError(5, "Input/output error")
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", fail)
+        try:
+            write(newer, folder, mode="raw", resume=resume)
+            break
+        except FailureError:
+            found = digests(folder)
+        for split in ("train", "val"):
+            ours = {n: sha for n, sha in found.items() if n.startswith(split) and "part" not in n}
+            wanted = [{n: s[n] for n in s if n.startswith(split)} for s in states]
+            assert ours in wanted
+        assert any("partial" in name for name in found) == resume  # what was written is kept
+        assert not any(name.startswith(".") for name in found)
+    assert number > 5
+    monkeypatch.undo()
+    assert digests(folder) == states[1]
 
 
 def test_a_label_that_does_not_read_back_is_refused(
