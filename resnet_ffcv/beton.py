@@ -179,7 +179,7 @@ class Tables:
         """uint64 (samples,), where each sample's data begins, for each field that has data.
 
         Fields that are neither FFCV's nor ours count where their row names it `ptr` or `data_ptr`.
-        Empty bytes have no region; what stands for it is the first.
+        Empty bytes have no region, and stand anywhere.
         """
         found = []
         for field in self.fields:
@@ -187,10 +187,15 @@ class Tables:
             names = column.dtype.names or ()
             if field.type_id in ARRAY_TYPES:
                 found.append(column)
-            elif column.dtype == BYTES_ROW and len(self.starts):
-                found.append(np.where(column["size"] > 0, column["ptr"], self.starts[0]))
-            else:
-                found += [column[name] for name in ("data_ptr", "ptr") if name in names]
+            found += [column[name] for name in ("data_ptr", "ptr") if name in names]
+        return found
+
+    def empty(self) -> np.ndarray:
+        """bool (samples,), which have empty bytes in any field."""
+        found = np.zeros(len(self.metadata), bool)
+        for field in self.fields:
+            if self.metadata.dtype[field.name] == BYTES_ROW:
+                found |= self.metadata[field.name]["size"] == 0
         return found
 
 
@@ -337,11 +342,14 @@ def _check_regions(tables: Tables) -> None:
 
 
 def _lost(tables: Tables, pointers: np.ndarray) -> np.ndarray:
-    """Of pointers (n,), which lead to no region."""
+    """Of pointers (samples,), which do not lead to a region of their sample."""
+    numbers = np.arange(len(pointers), dtype=np.uint64)
     if np.array_equal(pointers, tables.starts):  # as one field in order has them
-        return np.zeros(0, bool)
-    if not len(tables.starts):
-        return np.ones(len(pointers), bool)
-    place = np.searchsorted(tables.starts, pointers)
-    lost: np.ndarray = tables.starts[np.minimum(place, len(tables.starts) - 1)] != pointers
+        lost: np.ndarray = tables.samples != numbers
+    elif len(tables.starts) == 0:
+        lost = np.ones(len(pointers), bool)
+    else:
+        place = np.minimum(np.searchsorted(tables.starts, pointers), len(tables.starts) - 1)
+        lost = (tables.starts[place] != pointers) | (tables.samples[place] != numbers)
+    lost &= ~tables.empty()
     return lost

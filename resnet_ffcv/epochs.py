@@ -106,10 +106,10 @@ class Producer:
             )
             with reading:
                 for number, indices in enumerate(self.batches, 1):
-                    made = self._make(number, indices)
-                    reading.decoded(indices)
                     if self.ended:
                         return
+                    made = self._make(number, indices)
+                    reading.decoded(indices)
                     if made is None:
                         continue
                     with self.changed:
@@ -118,8 +118,6 @@ class Producer:
                         del made  # the slot is free when the caller lets go of it
                         while len(self.ready) >= self.loader.batches_ahead and not self.ended:
                             self.changed.wait()
-                    if self.ended:
-                        return
         except BaseException as error:
             self.error = error
         finally:

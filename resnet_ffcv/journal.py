@@ -1,11 +1,12 @@
 """How far the writing of a .partial has come, so that it can be gone on with.
 
 A line of JSON first says what is written and how; another one follows whenever pages were written:
-what was stored in them, and sums over all images so far. What a line says is believed where the
-pages that it speaks of have their checksums.
+what was stored in them, and sums over all images so far. What a line says is believed where it
+and the pages that it speaks of have their checksums.
 """
 
 import base64
+import itertools
 import json
 import zlib
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import numpy as np
 from resnet_ffcv import beton
 from resnet_ffcv.content import Content
 from resnet_ffcv.pages import PageWriter
+
+SEAL = 9  # characters of a line before its JSON
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Journal:
             "skipped": entry.skipped[len(self.written.skipped) :],
         }
         with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(_seal(json.dumps(line)) + "\n")
         self.written, self.pages = entry, len(pages.crc32)
 
     def read(self, row: np.dtype, images: int, first: int, page_size: int) -> "Found | None":
@@ -106,7 +109,8 @@ class Journal:
             lines = self.path.read_bytes().split(b"\n")[:-1]  # a torn last line has no end
             if json.loads(lines[0]) != {"job": self.job, "page_size": page_size}:
                 return None
-            entries = [json.loads(line) for line in lines[1:]]
+            lines = [lines[0], *itertools.takewhile(_is_sealed, lines[1:])]
+            entries = [json.loads(line[SEAL:]) for line in lines[1:]]
             crc32 = [crc for entry in entries for crc in entry["crc32"]]
             whole = first + _count_whole(self.partial, first, page_size, crc32) * page_size
         except (OSError, ValueError, IndexError, KeyError):
@@ -139,6 +143,15 @@ class Found:
     content: Content
     placed: list[tuple[int, int, int]]
     crc32: list[str]
+
+
+def _seal(line: str) -> str:
+    """A line behind its CRC-32."""
+    return f"{zlib.crc32(line.encode()):08x} {line}"
+
+
+def _is_sealed(line: bytes) -> bool:
+    return line[:SEAL] == f"{zlib.crc32(line[SEAL:]):08x} ".encode()
 
 
 def _encode(array: np.ndarray) -> str:

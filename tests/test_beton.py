@@ -108,6 +108,8 @@ DAMAGE = {
     "across a page": (put("<Q", TABLE + 24 + 16, 200), "across a page's end"),
     "overlap": (put("<Q", TABLE + 16, 4050), "overlapping regions"),
     "no such sample": (put("<Q", TABLE, 3), "a region of no sample"),
+    "another sample's region": (put("<Q", METADATA + 5 + 24, FIRST), "a sample without its region"),
+    "a region of another": (put("<Q", TABLE, 1), "a sample without its region"),
     "pointer of nothing": (put("<Q", METADATA + 5, FIRST + 1), "a sample without its region"),
 }
 

@@ -1,9 +1,12 @@
 """The Loader's promises: order, resume, ranks, held batches, errors, ends; and FFCV's pipelines."""
 
+import gc
 import itertools
+import os
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from resnet_ffcv import Loader, beton
 from resnet_ffcv.decoders import CenterCrop, PadCrop, RandomResizedCrop, WholeImage
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.orders import quasi_random_order, random_order, share
-from resnet_ffcv.stock import IntDecoder, OrderOption, Squeeze, ToTensor
+from resnet_ffcv.stock import IntDecoder, OrderOption, Squeeze, ToTensor, TraversalOrder
 
 SAMPLES = 64  # in the file of the fixture `sample_folder`
 SEQUENTIAL, RANDOM, QUASI = OrderOption.SEQUENTIAL, OrderOption.RANDOM, OrderOption.QUASI_RANDOM
@@ -370,6 +373,66 @@ def test_damaged_samples(damaged: Path, order: Any) -> None:
     assert skipping.state_dict()["epoch"] == 1
     alone = image_loader(damaged, 1, order=order, on_error="skip")
     assert sorted(numbers(alone)) == good
+    assert alone.damaged == skipping.damaged
+    kept = skipping.filter("image", lambda image: image.max() >= 0)
+    assert sorted(kept.indices.tolist()) == good
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_errors_and_breaks_leave_nothing_behind(damaged: Path) -> None:
+    gc.collect()
+    before = open_files()
+    seen = []
+    for _ in range(5):
+        loader = image_loader(damaged, 10)
+        seen.append(weakref.ref(loader))
+        with pytest.raises(FailureError, match="is damaged"):
+            numbers(loader)
+    del loader
+    gc.collect()
+    assert [ref() for ref in seen] == [None] * 5
+    assert open_files() == before
+    for copy in (None, False):
+        loader = image_loader(damaged, 10, on_error="skip", copy=copy)
+        for _ in range(20):
+            for _batch in loader:
+                break
+        del _batch
+        assert loader._slots is not None
+        assert len(loader._slots.kept) <= 7
+
+
+def test_an_epoch_that_was_ended_is_not_at_its_end(numbered: Path) -> None:
+    loader = make(numbered, 10)
+    epoch = iter(loader)
+    for place, _ in enumerate(epoch):
+        if place == 2:
+            epoch.close()
+    state = loader.state_dict()
+    assert (state["epoch"], state["samples"]) == (0, 30)
+
+
+def test_an_epoch_in_a_cycle_may_be_collected_anywhere(numbered: Path) -> None:
+    for _ in range(20):
+        epoch = iter(image_loader(numbered, 2))
+        next(epoch)
+        cycle: list[Any] = [epoch]
+        cycle.append(cycle)
+        del epoch, cycle
+        gc.collect()
+    assert decoding_threads() == 0
+
+
+def test_an_order_of_another_length_is_refused(numbered: Path) -> None:
+    class Twice(TraversalOrder):  # type: ignore[misc]
+        def sample_order(self, _epoch: int) -> np.ndarray:
+            return np.tile(self.indices, 2)
+
+    with pytest.raises(UsageError, match="206 samples where all ranks have 103"):
+        iter(make(numbered, order=Twice))
 
 
 def test_a_file_cut_while_it_is_open(damaged: Path) -> None:

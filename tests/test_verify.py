@@ -94,6 +94,16 @@ def test_damage_without_a_manifest_is_found_by_decoding(tmp_path: Path) -> None:
     assert verify(path, Report(), decode=True).damaged == {7: "its JPEG is damaged"}
 
 
+def test_a_file_damaged_throughout_is_not_whole(tmp_path: Path) -> None:
+    path = write(tmp_path, count=70)
+    tables = beton.read_image_tables(path)
+    with path.open("r+b") as file:
+        file.seek(tables.data_start)
+        file.write(bytes(int(tables.sizes.sum())))
+    manifest_path(path).unlink()
+    assert sorted(verify(path, Report(), decode=True).damaged) == list(range(70))
+
+
 def test_a_manifest_of_another_file_is_found(whole: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "other", "raw", side=160)
     content = json.loads(manifest_path(path).read_text())

@@ -611,7 +611,9 @@ class Stop(Report):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("damage", ["none", "last page", "first page", "torn line", "no journal"])
+@pytest.mark.parametrize(
+    "damage", ["none", "last page", "first page", "torn line", "changed line", "no journal"]
+)
 @pytest.mark.parametrize("mode", ["raw", "jpg"])
 def test_a_stopped_write_is_gone_on_with(tmp_path: Path, mode: str, damage: str) -> None:
     items = pixels(1500, 100)  # 45 MB raw: six pages; as JPEG some of 8 kB
@@ -625,6 +627,10 @@ def test_a_stopped_write_is_gone_on_with(tmp_path: Path, mode: str, damage: str)
     if damage == "torn line":
         with journal.open("a") as file:
             file.write('{"done": 14')
+    elif damage == "changed line":
+        content = bytearray(journal.read_bytes())
+        content[content.index(b'"rows": "') + 30] ^= 1
+        journal.write_bytes(content)
     elif damage == "no journal":
         journal.unlink()
     elif damage != "none":
