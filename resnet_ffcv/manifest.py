@@ -91,7 +91,11 @@ def read_manifest(beton: Path) -> Manifest:
         raise FailureError(f"manifest {path} cannot be read ({error}); write it again") from error
     if version != FORMAT_VERSION:
         raise FailureError(f"manifest {path} has version {version}, not {FORMAT_VERSION}")
-    expected = pages.first + len(pages.crc32) * pages.size + manifest.samples * ALLOCATION.itemsize
+    try:
+        pages_end = pages.first + len(pages.crc32) * pages.size
+        expected = pages_end + manifest.samples * ALLOCATION.itemsize
+    except TypeError as error:
+        raise FailureError(f"manifest {path} makes no sense ({error}); write it again") from error
     found = beton.stat().st_size if beton.is_file() else 0
     if found != expected:
         raise FailureError(

@@ -123,8 +123,8 @@ class ReadAhead:
             if self.ended:
                 return
             for starts, sizes in self._regions(batch):
-                probes = self.storage.address + starts[:: max(1, len(starts) // PROBES)]
-                if not all(paging.is_in_memory(address) for address in probes):
+                probes = starts[:: max(1, len(starts) // PROBES)].tolist()
+                if not all(_is_in_memory(self.storage.handle, offset) for offset in probes):
                     paging.will_need(self.storage.handle, *self._to_ask(starts, sizes))
 
     def _to_ask(self, starts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -135,3 +135,14 @@ class ReadAhead:
         self.asked[new] = True
         page_size = self.storage.tables.page_size
         return new * page_size, np.full(len(new), page_size)
+
+
+def _is_in_memory(handle: int, offset: int) -> bool:
+    """Whether reading a byte of a file waits for no disk, as far as its file system can say.
+
+    mincore, which asks the same of a mapping, says yes to all that is somebody else's.
+    """
+    try:
+        return os.preadv(handle, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except OSError:  # it would have to wait, or does not know
+        return False

@@ -63,15 +63,33 @@ def _check_manifest(path: Path, tables: Tables, verdict: Verdict, report: Report
     except FailureError as error:
         verdict.problems.append(str(error))
         return
-    verdict.problems += [f"{path}: {words}" for words in _contradictions(tables, manifest)]
+    try:
+        found = [*_contradictions(tables, manifest), *_check_pixel_mean(path, manifest)]
+    except TypeError as error:  # what stands there is of another type
+        found = [f"its manifest makes no sense: {error}"]
+    verdict.problems += [f"{path}: {words}" for words in found]
     verdict.checked.append("manifest: samples, sizes and classes are the file's")
     report.begin(f"check {path.name}", len(manifest.pages.crc32), "pages")
-    found = compare(path, manifest.pages, report.advance)
-    verdict.problems += [f"{path}: {words}" for words in found.words]
-    if not found.words and found.sha256 != manifest.sha256:
+    compared = compare(path, manifest.pages, report.advance)
+    verdict.problems += [f"{path}: {words}" for words in compared.words]
+    if not compared.words and compared.sha256 != manifest.sha256:
         verdict.problems.append(f"{path}: its SHA-256 differs from the manifest's")
-    verdict.damaged |= _samples_in(found.pages, tables, manifest.pages)
+    verdict.damaged |= _samples_in(compared.pages, tables, manifest.pages)
     verdict.checked.append("checksums: of the tables, of every page, of the whole file")
+
+
+def _check_pixel_mean(path: Path, manifest: Manifest) -> list[str]:
+    """The mean image has the images' size, and its mean is that of the pixels."""
+    if manifest.pixel_mean is None:
+        return []
+    try:
+        mean = np.load(path.with_name(manifest.pixel_mean), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        return [f"{manifest.pixel_mean} cannot be read: {error}"]
+    shape = (manifest.height[0], manifest.width[0], 3)
+    if mean.shape != shape or np.abs(mean.mean((0, 1)) - (manifest.mean or 0)).max() > 1e-4:
+        return [f"{manifest.pixel_mean} is not the mean of these images"]
+    return []
 
 
 def _contradictions(tables: Tables, manifest: Manifest) -> list[str]:

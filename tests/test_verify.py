@@ -119,6 +119,21 @@ def test_a_manifest_of_another_file_is_found(whole: Path, tmp_path: Path) -> Non
     assert any("SHA-256 differs" in problem for problem in verify(path, Report()).problems)
 
 
+def test_what_stands_beside_a_file_is_checked(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    good = json.loads(manifest_path(path).read_text())
+    mean = path.with_name(good["pixel_mean"])
+    content = mean.read_bytes()
+    for changed in (b"", content[:-9], content[:200] + b"?" * (len(content) - 200)):
+        mean.write_bytes(changed)
+        assert any("pixel_mean" in problem for problem in verify(path, Report()).problems)
+    mean.write_bytes(content)
+    assert verify(path, Report()).whole
+    for change in ({"samples": "300"}, {"classes": 3}, {"pages": {**good["pages"], "size": None}}):
+        manifest_path(path).write_text(json.dumps(good | change))
+        assert not verify(path, Report()).whole
+
+
 def test_an_unfinished_write_of_ffcv_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.beton"
     header = np.zeros((), beton.HEADER)

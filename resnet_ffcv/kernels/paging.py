@@ -1,4 +1,4 @@
-"""Which parts of a mapped file are in memory, and the kernel's advice on what to read or drop.
+"""Advice to the operating system on which parts of a file to read or to drop.
 
 The functions of the C library are called without the GIL, a batch at a time.
 """
@@ -7,25 +7,14 @@ import numpy as np
 from numba import types
 
 from resnet_ffcv.kernels.compiling import kernel
-from resnet_ffcv.kernels.memory import load_byte
 
 PAGE = 4096  # bytes; where the system's are larger, calls on smaller ones fail and nothing is done
 POSIX_FADV_WILLNEED, POSIX_FADV_DONTNEED, MADV_DONTNEED = 3, 4, 4  # of Linux
 
-_mincore = types.ExternalFunction("mincore", types.int32(types.uintp, types.uintp, types.uintp))
 _madvise = types.ExternalFunction("madvise", types.int32(types.uintp, types.uintp, types.int32))
 _fadvise = types.ExternalFunction(
     "posix_fadvise", types.int32(types.int32, types.int64, types.int64, types.int32)
 )
-
-
-@kernel
-def is_in_memory(address: int) -> bool:
-    """Whether the page at an address of a mapping is in memory, so that reading it waits for no
-    disk."""
-    found = np.zeros(1, np.uint8)
-    failed = _mincore(address // PAGE * PAGE, 1, found.ctypes.data)
-    return bool(failed != 0 or load_byte(found.ctypes.data) & 1 != 0)
 
 
 @kernel
