@@ -219,9 +219,7 @@ CALLS = ("pwrite", "fsync", "replace", "preadv", "open")
 
 def try_failing_calls(folder: Path, tries: int) -> list[Tried]:
     """The n-th call of each kind fails, for every n, until a write has fewer."""
-    tried = Tried(
-        "each of os.pwrite, fsync, replace, open and preadv fails: an error, nothing left"
-    )
+    tried = Tried("any os.pwrite, fsync, replace, open or preadv fails: an error, nothing left")
     images = make_images(40, 32)
     for name in CALLS:
         for error in ((5, "Input/output error"), (28, "No space left on device")):
