@@ -24,7 +24,7 @@ try:
     from resnet_ffcv.commandline import console, show_table
     from resnet_ffcv.config import WriteConfig
     from resnet_ffcv.errors import UsageError
-    from resnet_ffcv.manifest import Manifest, manifest_path, read_manifest
+    from resnet_ffcv.manifest import Manifest, manifest_path, read_manifest, spread
     from resnet_ffcv.progress import Report
     from resnet_ffcv.sources import open_source
     from resnet_ffcv.verify import verify
@@ -44,9 +44,7 @@ SHOWN = 20  # runs of damaged samples that are listed for people
 def main(argv: Sequence[str]) -> dict[str, Any]:
     arguments = commandline.parse(argv, WriteConfig, __doc__, FLAGS)
     flags = arguments.flags
-    if flags.get("decode", "false") not in ("true", "false") or ("decode" in flags) > (
-        "verify" in flags
-    ):
+    if "decode" in flags and ("verify" not in flags or flags["decode"] not in ("true", "false")):
         raise UsageError("--decode=true or false goes with --verify FILE")
     if "verify" in flags:
         return show_verdict(Path(flags["verify"]), decode=flags.get("decode") == "true")
@@ -164,7 +162,8 @@ def show_info(path: Path) -> dict[str, Any]:
 
 
 def _range(sides: np.ndarray) -> str:
-    return f"{sides.min()} to {sides.max()}, median {int(np.median(sides))}"
+    least, median, greatest = spread(sides)
+    return f"{least} to {greatest}, median {median}"
 
 
 def _from_manifest(manifest: Manifest) -> dict[str, str]:

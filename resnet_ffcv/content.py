@@ -27,7 +27,6 @@ class Content:
     done: int = 0
     count: int = 0
     sums: np.ndarray | None = None
-    image_bytes: int = 0
     damaged: int = 0
     skipped: tuple[str, ...] = ()
 

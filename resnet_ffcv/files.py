@@ -33,11 +33,16 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         part.unlink(missing_ok=True)
 
 
+def set_aside(path: Path) -> Path:
+    """Where a file is while another gets its name."""
+    return path.with_name(f".{path.name}.old")
+
+
 def replace_all(moves: Sequence[tuple[Path, Path]], gone: Sequence[Path] = ()) -> None:
     """Gives files that are on the disk their names; what had these is removed, and so is `gone`.
 
-    Where it fails, everything is as it was. A kill between two steps leaves the first of the names
-    without the later ones; the last is the first to go.
+    Where it fails, everything is as it was. After a kill between two steps the older files are
+    where `set_aside` says, until the first of the new ones has its name.
 
     Args:
         moves: (where a file is, its name), in one folder.
@@ -49,13 +54,11 @@ def replace_all(moves: Sequence[tuple[Path, Path]], gone: Sequence[Path] = ()) -
         os.replace(source, target)
         done.append((source, target))
 
-    old = {path: path.with_name(f".{path.name}.old") for _, path in moves} | {
-        path: path.with_name(f".{path.name}.old") for path in gone
-    }
+    names = [*(name for _, name in moves), *gone]
     try:
-        for path in reversed(old):
+        for path in reversed(names):
             if path.exists():
-                move(path, old[path])
+                move(path, set_aside(path))
         for source, target in moves:
             move(source, target)
         sync_folder(moves[0][1].parent)
@@ -63,8 +66,8 @@ def replace_all(moves: Sequence[tuple[Path, Path]], gone: Sequence[Path] = ()) -
         for source, target in reversed(done):
             os.replace(target, source)
         raise
-    for path in old.values():
-        path.unlink(missing_ok=True)
+    for path in names:
+        set_aside(path).unlink(missing_ok=True)
 
 
 def open_past_cache(path: Path, flags: int) -> int:

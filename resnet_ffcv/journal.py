@@ -30,7 +30,6 @@ class Entry:
     count: int
     moments: np.ndarray
     sums: np.ndarray | None
-    image_bytes: int
     damaged: int
     skipped: tuple[str, ...]
 
@@ -72,7 +71,8 @@ class Journal:
         self.open.append(Entry.of(content))
         if len(pages.crc32) == self.pages:
             return
-        written = [entry for entry in self.open if entry.count <= pages.samples_written]
+        samples = pages.samples_written
+        written = [entry for entry in self.open if entry.count <= samples]
         if written:
             self.open = self.open[len(written) :]
             self._append(written[-1], content, pages)
@@ -87,7 +87,6 @@ class Journal:
             "crc32": pages.crc32[self.pages :],
             "moments": entry.moments.tolist(),
             "sums": None if entry.sums is None else [_encode(entry.sums), *entry.sums.shape],
-            "image_bytes": entry.image_bytes,
             "damaged": entry.damaged,
             "skipped": entry.skipped[len(self.written.skipped) :],
         }
@@ -168,7 +167,7 @@ def _take(content: Content, line: dict[str, Any]) -> None:
     if line["sums"]:
         data, *shape = line["sums"]
         content.sums = np.frombuffer(base64.b64decode(data), np.int64).reshape(shape)
-    content.image_bytes, content.damaged = line["image_bytes"], line["damaged"]
+    content.damaged = line["damaged"]
     content.skipped += tuple(line["skipped"])
 
 

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from resnet_ffcv.beton import ALLOCATION
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.files import write_whole
@@ -56,6 +58,11 @@ class Manifest:
     images_sha256: str
     sha256: str
     pages: Pages
+
+
+def spread(sides: np.ndarray) -> list[int]:
+    """[least, median, greatest] of widths or heights."""
+    return [int(f(sides)) for f in (np.min, np.median, np.max)]
 
 
 def manifest_path(beton: Path) -> Path:

@@ -75,7 +75,7 @@ class ReadAhead:
         self, storage: Storage, batches: Sequence[np.ndarray], *, by_page: bool, keep: bool
     ) -> None:
         self.storage, self.batches, self.by_page, self.keep = storage, batches, by_page, keep
-        self.pointers = list(storage.tables.pointers())
+        self.pointers = storage.tables.pointers()
         self.asked: np.ndarray = np.zeros(self._page(storage.size) + 1, bool)
         self.room = threading.Semaphore(self._batches_ahead())
         self.ended = False

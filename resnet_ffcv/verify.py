@@ -8,7 +8,7 @@ import numpy as np
 from resnet_ffcv.beton import Tables, read_image_tables, read_tables
 from resnet_ffcv.checksums import compare
 from resnet_ffcv.errors import FailureError
-from resnet_ffcv.manifest import Manifest, Pages, manifest_path, read_manifest
+from resnet_ffcv.manifest import Manifest, Pages, manifest_path, read_manifest, spread
 from resnet_ffcv.progress import Report
 
 
@@ -49,7 +49,7 @@ def verify(path: Path, report: Report, *, decode: bool = False) -> Verdict:
         verdict.problems.append(str(error))
         return verdict
     verdict.samples = len(tables.metadata)
-    verdict.checked.append("tables: every sample has its data, within the pages")
+    verdict.checked.append("tables: whether every sample has its data, inside the pages")
     if ours:
         _check_manifest(path, tables, verdict, report)
     if decode:
@@ -68,7 +68,7 @@ def _check_manifest(path: Path, tables: Tables, verdict: Verdict, report: Report
     except TypeError as error:  # what stands there is of another type
         found = [f"its manifest makes no sense: {error}"]
     verdict.problems += [f"{path}: {words}" for words in found]
-    verdict.checked.append("manifest: samples, sizes and classes are the file's")
+    verdict.checked.append("manifest: number of samples, sizes, range of labels, mean image")
     report.begin(f"check {path.name}", len(manifest.pages.crc32), "pages")
     compared = compare(path, manifest.pages, report.advance)
     verdict.problems += [f"{path}: {words}" for words in compared.words]
@@ -96,7 +96,7 @@ def _contradictions(tables: Tables, manifest: Manifest) -> list[str]:
     found = []
     images, labels = (tables.metadata[name] for name in ("image", "label"))
     for side, said in (("width", manifest.width), ("height", manifest.height)):
-        has = [int(f(images[side])) for f in (np.min, np.median, np.max)]
+        has = spread(images[side])
         if has != said:
             found.append(f"its {side}s (least, median, most) are {has}, its manifest says {said}")
     if len(labels) != manifest.samples:
@@ -137,4 +137,4 @@ def _decode(path: Path, tables: Tables, verdict: Verdict, report: Report) -> Non
     verdict.damaged |= images.damaged
     if done + len(images.damaged) != len(tables.metadata):
         verdict.problems.append(f"{path}: {done:,} images decode, the others are not told of")
-    verdict.checked.append("images: every one decodes")
+    verdict.checked.append("images: whether every one decodes")

@@ -27,7 +27,7 @@ from resnet_ffcv.config import ImageConfig, WriteConfig, WriterConfig
 from resnet_ffcv.content import Content
 from resnet_ffcv.encode import SMALL_SIDE
 from resnet_ffcv.errors import FailureError
-from resnet_ffcv.files import replace_all, write_whole
+from resnet_ffcv.files import replace_all, set_aside, write_whole
 from resnet_ffcv.journal import Journal
 from resnet_ffcv.manifest import (
     FORMAT_VERSION,
@@ -35,6 +35,7 @@ from resnet_ffcv.manifest import (
     Pages,
     manifest_path,
     read_manifest,
+    spread,
     write_manifest,
 )
 from resnet_ffcv.pages import PageWriter, write_tables
@@ -72,8 +73,8 @@ def write_dataset(source: Source, config: WriteConfig, report: Report) -> dict[s
     """Writes both splits of a source into the output folder, each with its manifest.
 
     Raises:
-        FailureError: an image that cannot be stored, a full disk, a killed worker; what was not
-            finished is removed.
+        FailureError: an image that cannot be stored, a full disk, a killed worker, another writer;
+            what was not finished is removed, or with writer.resume kept.
     """
     folder = Path(config.output.folder or f"data/{source.name}")
     try:
@@ -93,9 +94,10 @@ def write_dataset(source: Source, config: WriteConfig, report: Report) -> dict[s
                 Job(source, name, choose(len(split.labels), config.writer), config)
                 for name, split in source.splits.items()
             ]
+            drafts = [Draft(job, folder / f"{job.split}.beton") for job in jobs]
             report.say(f"storing images as {config.image.mode}")
             refuse_if_too_large(jobs, folder, pool)
-            return {job.split: write_split(job, folder, pool, report) for job in jobs}
+            return {draft.job.split: write_split(draft, pool, report) for draft in drafts}
         finally:
             pool.close()
 
@@ -150,12 +152,9 @@ class Job:
 
     def identify(self) -> str:
         """SHA-256 of the labels and of the images: their files' names and folders, or pixels."""
-        digest, items = (
-            hashlib.sha256(self.images.labels[self.indices].tobytes()),
-            self.images.items,
-        )
+        digest = hashlib.sha256(self.images.labels[self.indices].tobytes())
         for index in map(int, self.indices):
-            item = items[index]
+            item = self.images.items[index]
             digest.update(item.tobytes() if isinstance(item, np.ndarray) else _short(item).encode())
         return digest.hexdigest()
 
@@ -272,10 +271,9 @@ def page_size_for(largest: int) -> int:
     return max(beton.DEFAULT_PAGE_SIZE, 1 << (largest - 1).bit_length())
 
 
-def write_split(job: Job, folder: Path, pool: Pool, report: Report) -> Written:
+def write_split(draft: "Draft", pool: Pool, report: Report) -> Written:
     """Writes one file and its manifest, with pages as large as the largest sample needs."""
     began = time.monotonic()
-    draft = Draft(job, folder / f"{job.split}.beton")
     if draft.is_published():
         report.say(f"{draft.path} is there already, whole")
         content = None
@@ -317,16 +315,38 @@ class Draft:
         self.job, self.path, self.identity = job, path, job.identify()
         self.count = len(job.indices)
         self.resume = job.config.writer.resume
-        name = f"{path.name}.partial" if self.resume else f".{path.name}.part"
-        self.part = path.with_name(name)
+        self.part = path.with_name(part_names(path)[self.resume])
+        self.manifest, self.mean = manifest_path(path), path.with_name(pixel_mean_name(path.name))
         # Without resume there is none: it would tell of a file that is removed.
         self.journal = (
             Journal(self.part, {"images": self.identity, **job.options()}) if self.resume else None
         )
+        self._settle()
+
+    def _settle(self) -> None:
+        """Undoes or completes a publication that a kill broke off, and removes what else it left.
+
+        Before the new file had its name, its part was there; behind that, its manifest waits.
+        """
+        names = (self.path, self.mean, self.manifest)
+        parts = [self.path.with_name(name) for name in part_names(self.path)]
+        if any(part.exists() for part in parts):
+            moves = [(set_aside(path), path) for path in names if not path.exists()]
+        else:
+            moves = [(waiting(path), path) for path in names]
+        for source, target in moves:
+            if source.exists():
+                os.replace(source, target)
+        for leftover in self.path.parent.glob(".*"):
+            is_ours = leftover.name.lstrip(".").startswith(self.path.name)
+            if is_ours and leftover.suffix in (".part", ".new", ".old"):
+                leftover.unlink()
+        if self.journal and not self.part.exists():
+            self.journal.end()
 
     def is_published(self) -> bool:
         """Whether a run that this one goes on with has finished the file."""
-        if not (self.resume and manifest_path(self.path).exists()):
+        if not (self.resume and self.manifest.exists()):
             return False
         try:
             manifest = read_manifest(self.path)
@@ -348,9 +368,6 @@ class Draft:
         """
         if self.path.exists():
             report.say(f"{self.path} is there already and will be replaced")
-        for leftover in self.path.parent.glob(f".{self.path.name}*"):  # of a run that was killed
-            if leftover.suffix in (".part", ".new", ".old"):
-                leftover.unlink()
         report.begin(f"write {self.path.name}", self.count, "images")
         pages = None
         try:
@@ -408,7 +425,6 @@ class Draft:
                 content.rows["image"][content.count] = stored.row(pages.place(stored.data))
                 content.rows["label"][content.count] = labels[index]
                 content.count += 1
-                content.image_bytes += len(stored.data)
                 content.damaged += stored.damaged
             content.done += len(task.indices)
             if self.journal:
@@ -424,18 +440,16 @@ class Draft:
         """
         if self.path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        mean_path = self.path.with_name(pixel_mean_name(self.path.name))
-        others = [manifest_path(self.path)]
+        moves, gone = [(self.part, self.path)], [self.mean]
         try:
-            write_manifest(manifest, waiting(others[0]))
             if manifest.pixel_mean and content.sums is not None:
                 mean = (content.sums / content.count / 255).astype(np.float32)
-                write_whole(waiting(mean_path), lambda file: np.save(file, mean))
-                others.insert(0, mean_path)
-            moves = [(self.part, self.path), *((waiting(path), path) for path in others)]
-            replace_all(moves, [path for path in [mean_path] if path not in others])
+                write_whole(waiting(self.mean), lambda file: np.save(file, mean))
+                moves, gone = [*moves, (waiting(self.mean), self.mean)], []
+            write_manifest(manifest, waiting(self.manifest))
+            replace_all([*moves, (waiting(self.manifest), self.manifest)], gone)
         finally:
-            for path in others:
+            for path in (self.mean, self.manifest):
                 waiting(path).unlink(missing_ok=True)
         if self.journal:
             self.journal.end()
@@ -483,6 +497,11 @@ def check(path: Path, sums: Pages, report: Report) -> str:
     return found.sha256
 
 
+def part_names(path: Path) -> tuple[str, str]:
+    """What a file is called until it is whole: as one that is removed, and as one that is kept."""
+    return f".{path.name}.part", f"{path.name}.partial"
+
+
 def waiting(path: Path) -> Path:
     """Where a file waits until its .beton has its name."""
     return path.with_name(f".{path.name}.new")
@@ -494,10 +513,6 @@ def pixel_mean_name(beton_name: str) -> str:
 
 def describe(job: Job, content: Content, sums: Pages, identity: str, sha256: str) -> Manifest:
     """The manifest of a finished file."""
-    width, height = (
-        [int(f(content.metadata["image"][side])) for f in (np.min, np.median, np.max)]
-        for side in ("width", "height")
-    )
     mean = std = pixel_mean = None
     if job.split == "train":
         mean, std = content.moments_of_pixels()
@@ -507,8 +522,8 @@ def describe(job: Job, content: Content, sums: Pages, identity: str, sha256: str
         source=job.source.name,
         classes=job.source.classes,
         samples=content.count,
-        width=width,
-        height=height,
+        width=spread(content.metadata["image"]["width"]),
+        height=spread(content.metadata["image"]["height"]),
         mean=mean,
         std=std,
         pixel_mean=pixel_mean,

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from betons import spoil, write_noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_ffcv import Loader, beton
+from resnet_ffcv import Loader
 from resnet_ffcv.decoders import CenterCrop, PadCrop, RandomResizedCrop, WholeImage
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.orders import quasi_random_order, random_order, share
@@ -47,19 +48,7 @@ def image_loader(path: Path, batch_size: int = 20, **options: Any) -> Loader:
 @pytest.fixture(scope="module")
 def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file whose labels are the samples' indices; raw images of 24 x 20 in pages of 8 MiB."""
-    from resnet_ffcv.config import ImageConfig, OutputConfig, WriteConfig, WriterConfig
-    from resnet_ffcv.progress import Report
-    from resnet_ffcv.sources import Source, Split
-    from resnet_ffcv.writer import write_dataset
-
-    folder = tmp_path_factory.mktemp("numbered")
-    images = np.random.default_rng(0).integers(0, 256, (103, 20, 24, 3), np.uint8)
-    split = Split(images, np.arange(len(images)))
-    config = WriteConfig(
-        output=OutputConfig(str(folder)), image=ImageConfig(mode="raw"), writer=WriterConfig(1)
-    )
-    write_dataset(Source("n", ["x"] * 103, {"train": split, "val": split}), config, Report())
-    return folder / "train.beton"
+    return write_noise(tmp_path_factory.mktemp("numbered"), "raw", (103, 20, 24))
 
 
 def numbers(epoch: Any) -> list[int]:
@@ -164,10 +153,9 @@ def test_an_epoch_is_gone_on_with_by_others(numbered: Path, data: st.DataObject)
     steps = data.draw(st.integers(0, len(ranks[-1]) - 1))
     shown = [n for loader in ranks for n in numbers(itertools.islice(loader, steps))]
     states = [loader.state_dict() for loader in ranks]
-    if steps:
-        assert all(state == states[0] for state in states)
-    else:
-        states[0] = {**states[0], "epoch": 5}
+    assert all(state == states[0] for state in states)
+    step = batch_size * world_size
+    assert (states[0]["epoch"], states[0]["samples"]) in [(5, steps * step), (6, 0)]
     others = data.draw(st.integers(1, 3))
     next_size = data.draw(st.integers(1, 20))
     for rank in range(others):
@@ -340,24 +328,8 @@ def test_an_error_reaches_the_caller(numbered: Path, monkeypatch: pytest.MonkeyP
 @pytest.fixture
 def damaged(tmp_path: Path) -> Path:
     """A file by us in mode jpg of which the samples 20 and 57 are destroyed."""
-    from resnet_ffcv.config import ImageConfig, OutputConfig, WriteConfig, WriterConfig
-    from resnet_ffcv.progress import Report
-    from resnet_ffcv.sources import Source, Split
-    from resnet_ffcv.writer import write_dataset
-
-    images = np.random.default_rng(0).integers(0, 256, (103, 20, 24, 3), np.uint8)
-    split = Split(images, np.arange(len(images)))
-    config = WriteConfig(
-        output=OutputConfig(str(tmp_path)), image=ImageConfig(mode="jpg"), writer=WriterConfig(1)
-    )
-    write_dataset(Source("n", ["x"] * 103, {"train": split, "val": split}), config, Report())
-    path = tmp_path / "train.beton"
-    tables = beton.read_image_tables(path)
-    with path.open("r+b") as file:
-        for sample in (20, 57):
-            start, size = tables.region(sample)
-            file.seek(start + size // 2)
-            file.write(bytes(size // 2))
+    path = write_noise(tmp_path, "jpg", (103, 20, 24))
+    spoil(path, 20, 57)
     return path
 
 

@@ -16,26 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from betons import spoil, write_noise
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from resnet_ffcv import config as configuration
 from resnet_ffcv import jobs, training
-from resnet_ffcv.beton import read_image_tables
-from resnet_ffcv.config import (
-    ImageConfig,
-    OutputConfig,
-    TrainConfig,
-    TrainingConfig,
-    WriteConfig,
-    WriterConfig,
-)
+from resnet_ffcv.config import TrainConfig, TrainingConfig
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.models import build_model
-from resnet_ffcv.progress import Report
 from resnet_ffcv.runs import Run
-from resnet_ffcv.sources import Source, Split
 from resnet_ffcv.testing import Counts
-from resnet_ffcv.writer import write_dataset
 
 ROOT = Path(__file__).parent.parent
 
@@ -217,16 +207,7 @@ def test_a_run_killed_inside_an_epoch_goes_on_there(
 def test_damaged_images_end_a_run_or_are_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
-    split = Split(images, np.arange(40) % 2)
-    config = WriteConfig(
-        output=OutputConfig(str(tmp_path)), image=ImageConfig(mode="jpg"), writer=WriterConfig(1)
-    )
-    write_dataset(Source("x", ["a", "b"], {"train": split, "val": split}), config, Report())
-    start, size = read_image_tables(tmp_path / "train.beton").region(7)
-    with (tmp_path / "train.beton").open("r+b") as file:
-        file.seek(start + size // 2)
-        file.write(bytes(size // 2))
+    spoil(write_noise(tmp_path, "jpg", (40, 32, 32), classes=2), 7)
     with pytest.raises(FailureError, match=r"train\.beton: sample 7 is damaged: its JPEG"):
         train(recipe(tmp_path, tmp_path / "one"))
     train(recipe(tmp_path, tmp_path / "two", **{"data.on_error": "skip"}))

@@ -7,28 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from betons import spoil, write_noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet_ffcv import beton
-from resnet_ffcv.config import ImageConfig, OutputConfig, WriteConfig, WriterConfig
 from resnet_ffcv.manifest import manifest_path, read_manifest
 from resnet_ffcv.progress import Report
-from resnet_ffcv.sources import Source, Split
 from resnet_ffcv.verify import verify
-from resnet_ffcv.writer import write_dataset
 
 ROOT = Path(beton.__file__).parent.parent
 
 
 def write(folder: Path, mode: str = "jpg", count: int = 300, side: int = 24) -> Path:
-    images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
-    split = Split(images, np.arange(count) % 3)
-    config = WriteConfig(
-        output=OutputConfig(str(folder)), image=ImageConfig(mode=mode), writer=WriterConfig(1)
-    )
-    write_dataset(Source("n", ["a", "b", "c"], {"train": split, "val": split}), config, Report())
-    return folder / "train.beton"
+    return write_noise(folder, mode, (count, side, side), classes=3)
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +76,7 @@ def test_a_cut_is_found(whole: Path, tmp_path: Path) -> None:
 
 def test_damage_without_a_manifest_is_found_by_decoding(tmp_path: Path) -> None:
     path = write(tmp_path)
-    start, size = beton.read_image_tables(path).region(7)
-    with path.open("r+b") as file:
-        file.seek(start + size // 2)
-        file.write(bytes(size // 4))
+    spoil(path, 7)
     assert list(verify(path, Report()).damaged) == list(range(300))  # one page
     manifest_path(path).unlink()
     assert verify(path, Report()).whole
@@ -156,7 +145,7 @@ def test_the_command(tmp_path: Path) -> None:
     good = run("--verify", str(path), "--decode=true")
     assert good.returncode == 0, good.stderr
     assert json.loads(good.stdout)["whole"] is True
-    assert "images: every one decodes" in good.stderr
+    assert "images: whether every one decodes" in good.stderr
     with path.open("r+b") as file:
         file.seek(beton.DEFAULT_PAGE_SIZE + 99)
         file.write(b"???")

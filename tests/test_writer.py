@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -734,6 +735,43 @@ def test_whichever_rename_fails_files_are_old_or_new(
     assert number > 5
     monkeypatch.undo()
     assert digests(folder) == states[1]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_whichever_rename_is_the_last_before_a_kill_files_are_old_or_new(
+    tmp_path: Path, resume: bool
+) -> None:
+    older, newer = source_of(pixels(3)), source_of(pixels(9, seed=1))
+    states = [digests(write(source, tmp_path / name, mode="raw").parent) for name, source in
+              (("old", older), ("new", newer))]  # fmt: skip
+    bad = tmp_path / "no.png"
+    bad.write_bytes(b"no image")
+    for number in itertools.count(1):
+        folder = tmp_path / str(number)
+        write(older, folder, mode="raw")
+        program = f"""if 1:
+            import itertools, os, sys
+            sys.path.insert(0, {str(Path(__file__).parent)!r})
+            from test_writer import *
+            if __name__ == "__main__":
+                replace, calls = os.replace, itertools.count(1)
+                os.replace = lambda *a: os._exit(9) if next(calls) == {number} else replace(*a)
+                write(source_of(pixels(9, seed=1)), Path({str(folder)!r}), mode="raw",
+                      resume={resume})
+        """
+        script = tmp_path / "script.py"
+        script.write_text(textwrap.dedent(program.split("\n", 1)[1]))
+        ended = subprocess.run([sys.executable, str(script)], timeout=50, check=False)
+        with pytest.raises(FailureError, match="cannot be stored"):  # a run that comes to nothing
+            write(source_of([bad], [bad]), folder, mode="raw", resume=resume)
+        found = digests(folder)
+        ours = {n: sha for n, sha in found.items() if n.startswith("train") and "part" not in n}
+        assert ours in [{n: s[n] for n in s if n.startswith("train")} for s in states]
+        write(newer, folder, mode="raw", resume=resume)
+        assert digests(folder) == states[1]
+        if ended.returncode == 0:
+            break
+    assert number > 10
 
 
 def test_a_label_that_does_not_read_back_is_refused(
