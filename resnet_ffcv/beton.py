@@ -16,6 +16,7 @@ say its form. `read_tables` reads files with any fields, `read_image_tables` tho
 write_datasets.py writes: `image` and `label`.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,12 +151,13 @@ class FieldInfo:
 class Tables:
     """All of a file but its pages.
 
-    `metadata` (samples,) has a row for each field, under its name. `starts` and `sizes` are uint64
-    (regions,): the allocation table, sorted by offset, without empty regions; `samples` whose
-    they are.
+    `identity` tells it from another one that gets its path later. `metadata` (samples,) has a row
+    for each field, under its name. `starts` and `sizes` are uint64 (regions,): the allocation
+    table, sorted by offset, without empty regions; `samples` whose they are.
     """
 
     path: Path
+    identity: tuple[int, int]
     page_size: int
     fields: tuple[FieldInfo, ...]
     metadata: np.ndarray
@@ -227,8 +229,9 @@ def read_tables(path: Path, rows: Rows | None = None) -> Tables:
         FailureError: no such file, or a damaged one; says what is wrong.
     """
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            size = found.st_size
             header = _read(path, file.read(HEADER.itemsize), HEADER, 1)[0]
             _check_header(path, header, size)
             samples, count = int(header["num_samples"]), int(header["num_fields"])
@@ -251,6 +254,7 @@ def read_tables(path: Path, rows: Rows | None = None) -> Tables:
         allocations = allocations[np.argsort(allocations["ptr"], kind="stable")]
     tables = Tables(
         path=path,
+        identity=(found.st_dev, found.st_ino),
         page_size=page_size,
         fields=fields,
         metadata=metadata,

@@ -26,7 +26,7 @@ class Slot:
         self.queries, self.batch_size = queries, batch_size
         self.owners: dict[tuple[int, int], np.ndarray] = {}
         self.handed_out = False  # and not to be used again before the next batch is asked for
-        self.copied: Any = None  # CUDA's event: copies from here to the device are done
+        self.copied: Any = None  # CUDA's event: what the pipeline copies to the device is there
 
     def views(self, number: int, count: int) -> Any:
         """The memory of query `number` for a batch of `count` samples."""
@@ -55,11 +55,9 @@ class Slot:
         """Whether somebody refers to what was made of it."""
         return any(sys.getrefcount(self.owners[key]) > OURS for key in self.owners)
 
-    def wait(self) -> None:
-        """For the device to have copied what it was told to."""
-        if self.copied is not None:
-            self.copied.synchronize()
-            self.copied = None
+    def is_copied(self) -> bool:
+        """Whether the pipeline copies nothing from here to the device any more."""
+        return self.copied is None or bool(self.copied.query())
 
 
 def _allocate(size: int) -> np.ndarray:
@@ -72,7 +70,9 @@ def _allocate(size: int) -> np.ndarray:
 class Slots:
     """Slots of batches of one kind; as many as are in use at once, and `spare` that are not.
 
-    Without `respect_holders` they are used again though somebody refers to them.
+    Without `respect_holders` they are used again though somebody refers to them. With CUDA none is:
+    their memory comes from torch's pool of pinned memory, which uses a piece again when nobody
+    holds it and what was copied from it, on any stream, has arrived.
     """
 
     def __init__(
@@ -86,6 +86,9 @@ class Slots:
     def take(self) -> Slot:
         """A free slot; a new one where there is none."""
         with self.lock:
+            if torch.cuda.is_available():
+                self.kept = [slot for slot in self.kept if not slot.is_copied()]
+                return Slot(self.queries, self.batch_size)
             free = [
                 slot
                 for slot in self.kept
@@ -95,10 +98,7 @@ class Slots:
                 self.kept.remove(slot)
             if free:
                 self.kept.remove(free[0])
-        if not free:
-            return Slot(self.queries, self.batch_size)
-        free[0].wait()
-        return free[0]
+        return free[0] if free else Slot(self.queries, self.batch_size)
 
     def put(self, slot: Slot) -> None:
         """A slot that was taken comes back; its batch may still be in use."""

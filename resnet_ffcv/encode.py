@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import PIL
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from resnet_ffcv import turbojpeg
 from resnet_ffcv.beton import FORMS, JPG, MAX_SIDE, RAW
@@ -45,6 +46,15 @@ class Stored:
         if self.colour is None:
             return self.mode, self.width, self.height, data_ptr
         return self.height, self.width, self.colour, 0, data_ptr
+
+
+def encoder_digest() -> str:
+    """Hash of what an image's bytes depend on beside its source and `config`: the code, and the
+    libraries that read JPEGs."""
+    digest = hashlib.sha256(repr((PIL.__version__, features.version("libjpeg_turbo"))).encode())
+    for path in (Path(__file__), *sorted(Path(batches.__file__).parent.glob("*.py"))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def encode(

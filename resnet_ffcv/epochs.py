@@ -1,5 +1,6 @@
 """One epoch of a Loader: a thread that makes its batches, and the iterator that hands them out."""
 
+import _thread
 import threading
 import weakref
 from collections import deque
@@ -78,8 +79,6 @@ class Producer:
         """The caller gets the batch in `slot`, and is done with the one before it, but for what it
         holds by references."""
         if self.handed_out is not None:
-            if self.stream is not None:
-                self.handed_out.copied = torch.cuda.current_stream().record_event()
             self.handed_out.handed_out = False
         self.handed_out = slot
 
@@ -157,8 +156,7 @@ class Producer:
             made.on_device = slot.copied = self.stream.record_event()
         if loader.copy:
             made.outputs = tuple(_copy(output) for output in outputs)
-        # What the caller copies to a device may be under way when the caller has let go of it.
-        slot.handed_out = loader.copy is False or self.stream is not None
+        slot.handed_out = loader.copy is False
         return made
 
     def _failure(self, damaged: dict[int, str]) -> FailureError:
@@ -174,17 +172,35 @@ def _copy(output: Any) -> Any:
     return output.clone() if isinstance(output, torch.Tensor) else np.copy(output)
 
 
+def _end_unheard(producer: Producer) -> None:
+    """Ends an epoch that nobody holds any more, from where the interpreter swallows exceptions.
+
+    A Ctrl-C that comes meanwhile is sent again, to where it is heard.
+    """
+    try:
+        producer.end()
+    except KeyboardInterrupt:
+        producer.end()
+        threading.Timer(0.05, _thread.interrupt_main).start()
+
+
 class Epoch:
     """Iterator over an epoch's batches. `close` ends it, as does letting go of it."""
 
     def __init__(self, producer: Producer) -> None:
         self.producer = producer
-        self.close = weakref.finalize(self, producer.end)  # also when the interpreter exits
+        # Also when the interpreter exits.
+        self._finalizer = weakref.finalize(self, _end_unheard, producer)
         try:
             producer.thread.start()
         except BaseException:  # Ctrl-C while it starts
             self.close()
             raise
+
+    def close(self) -> None:
+        """Ends the epoch's threads; what comes next is StopIteration."""
+        self._finalizer.detach()
+        self.producer.end()
 
     def __iter__(self) -> "Epoch":
         return self

@@ -31,14 +31,18 @@ class Storage:
         self.tables = tables
         self.handle = os.open(tables.path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self.handle)
-        self.size = os.fstat(self.handle).st_size
+        found = os.fstat(self.handle)
+        if (found.st_dev, found.st_ino) != tables.identity:
+            raise FailureError(f"{tables.path} was replaced while it was opened; open it again")
+        self.size = found.st_size
         mapping = mmap.mmap(self.handle, self.size, access=mmap.ACCESS_READ)
         self.file = np.frombuffer(mapping, np.uint8)
         self.address = self.file.ctypes.data
 
     def check(self) -> None:
         """Raises FailureError where the file became shorter: reading its mapping would end the
-        process."""
+        process.
+        """
         size = os.fstat(self.handle).st_size
         if size < self.size:
             raise FailureError(

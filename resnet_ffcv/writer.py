@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from resnet_ffcv import beton
 from resnet_ffcv.checksums import compare
 from resnet_ffcv.config import ImageConfig, WriteConfig, WriterConfig
 from resnet_ffcv.content import Content
-from resnet_ffcv.encode import SMALL_SIDE
+from resnet_ffcv.encode import SMALL_SIDE, encoder_digest
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.files import replace_all, set_aside, write_whole
 from resnet_ffcv.journal import Journal
@@ -156,6 +156,17 @@ class Job:
         for index in map(int, self.indices):
             item = self.images.items[index]
             digest.update(item.tobytes() if isinstance(item, np.ndarray) else _short(item).encode())
+        return digest.hexdigest()
+
+    def identify_files(self) -> str:
+        """SHA-256 of the images' files as they lie on this disk: sizes and times of change."""
+        digest = hashlib.sha256()
+        for index in map(int, self.indices):
+            item = self.images.items[index]
+            if isinstance(item, Path):
+                with suppress(OSError):  # the worker that reads it says what is wrong
+                    found = item.stat()
+                    digest.update(f"{found.st_size} {found.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
     def options(self) -> dict[str, Any]:
@@ -318,9 +329,11 @@ class Draft:
         self.part = path.with_name(part_names(path)[self.resume])
         self.manifest, self.mean = manifest_path(path), path.with_name(pixel_mean_name(path.name))
         # Without resume there is none: it would tell of a file that is removed.
-        self.journal = (
-            Journal(self.part, {"images": self.identity, **job.options()}) if self.resume else None
-        )
+        self.journal: Journal | None = None
+        if self.resume:
+            written = {"images": self.identity, "files": job.identify_files(),
+                       "encoder": encoder_digest(), **job.options()}  # fmt: skip
+            self.journal = Journal(self.part, written)
         self._settle()
 
     def _settle(self) -> None:
@@ -368,6 +381,9 @@ class Draft:
         """
         if self.path.exists():
             report.say(f"{self.path} is there already and will be replaced")
+        kept = self.path.with_name(part_names(self.path)[True])
+        if kept.exists() and not self.resume:
+            report.say(f"{kept} is of a stopped write; --writer.resume=true goes on with it")
         report.begin(f"write {self.path.name}", self.count, "images")
         pages = None
         try:

@@ -3,9 +3,11 @@
 import gc
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet_ffcv import Loader
+from resnet_ffcv.beton import read_tables
 from resnet_ffcv.decoders import CenterCrop, PadCrop, RandomResizedCrop, WholeImage
+from resnet_ffcv.epochs import Producer
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.orders import quasi_random_order, random_order, share
 from resnet_ffcv.stock import IntDecoder, OrderOption, Squeeze, ToTensor, TraversalOrder
+from resnet_ffcv.storage import Storage
 
 SAMPLES = 64  # in the file of the fixture `sample_folder`
 SEQUENTIAL, RANDOM, QUASI = OrderOption.SEQUENTIAL, OrderOption.RANDOM, OrderOption.QUASI_RANDOM
@@ -398,6 +403,25 @@ def test_an_epoch_in_a_cycle_may_be_collected_anywhere(numbered: Path) -> None:
     assert decoding_threads() == 0
 
 
+def test_ctrl_c_while_a_break_ends_the_threads_is_heard(
+    numbered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = itertools.count(1)
+    end = Producer.end
+
+    def interrupted(producer: Producer) -> None:
+        if next(ends) == 1:
+            raise KeyboardInterrupt
+        end(producer)
+
+    monkeypatch.setattr(Producer, "end", interrupted)
+    for _ in image_loader(numbered, 2):
+        break
+    with pytest.raises(KeyboardInterrupt):
+        time.sleep(5)
+    assert decoding_threads() == 0
+
+
 def test_an_order_of_another_length_is_refused(numbered: Path) -> None:
     class Twice(TraversalOrder):  # type: ignore[misc]
         def sample_order(self, _epoch: int) -> np.ndarray:
@@ -413,6 +437,15 @@ def test_a_file_cut_while_it_is_open(damaged: Path) -> None:
         file.truncate(9_000_000)
     with pytest.raises(FailureError, match=r"was cut to 9,000,000 of .* since it was opened"):
         iter(loader)
+
+
+def test_a_file_replaced_while_it_is_opened(numbered: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(numbered, tmp_path))
+    tables = read_tables(path)
+    path.rename(tmp_path / "older")
+    shutil.copy(numbered, path)
+    with pytest.raises(FailureError, match="was replaced while it was opened"):
+        Storage(tables)
 
 
 WRONG = [

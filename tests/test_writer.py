@@ -661,6 +661,34 @@ def test_a_partial_of_something_else_is_not_gone_on_with(tmp_path: Path) -> None
     assert next(stored(tmp_path / "train.beton"))[1] == other.splits["train"].items[0].tobytes()
 
 
+@pytest.mark.parametrize("change", ["nothing", "an image", "the encoder"])
+def test_a_partial_is_gone_on_with_unless_images_or_encoder_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    paths = []
+    for number, image in enumerate(pixels(40, 512)):  # 0.8 MB each: ten to a page
+        paths.append(tmp_path / f"{number:02}.png")
+        Image.fromarray(image).save(paths[-1], compress_level=0)
+    source, folder = source_of(paths), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        write(source, folder, Stop(30), mode="raw", resume=True)
+    notes = Notes()
+    if change == "an image":
+        Image.fromarray(pixels(1, 512, seed=1)[0]).save(paths[0], compress_level=0)
+    elif change == "the encoder":
+        monkeypatch.setattr(writer, "encoder_digest", lambda: "another")
+    write(source, folder, notes, mode="raw", resume=True)
+    assert any("going on" in text for text in notes.said) == (change == "nothing")
+
+
+def test_what_a_stopped_write_left_is_told_of(tmp_path: Path) -> None:
+    source, notes = source_of(pixels(1500, 100)), Notes()
+    with pytest.raises(KeyboardInterrupt):
+        write(source, tmp_path, Stop(1200), mode="raw", resume=True)
+    write(source, tmp_path, notes, mode="raw")
+    assert sum("train.beton.partial is of a stopped write" in text for text in notes.said) == 1
+
+
 def test_larger_pages_are_gone_on_with(tmp_path: Path) -> None:
     items = np.random.default_rng(0).integers(0, 256, (9, 1700, 1700, 3), np.uint8)  # 8.67 MB each
     source = source_of(items, items[:1])
