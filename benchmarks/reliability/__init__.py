@@ -1,0 +1,1 @@
+"""What is promised of files, Loader and training, tried until it would break."""

@@ -1,0 +1,69 @@
+"""What is promised of files, Loader and training, tried until it would break.
+
+    python -m benchmarks.reliability
+
+Each part breaks something on purpose, many times, and counts where a promise was not kept; beside
+it stands what stock FFCV does in the same test, where it can be run at all (under a limit of time).
+All parts take about fifteen minutes on two cores; no failure is expected, on any hardware.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.photos import positive
+from benchmarks.reliability import files, loading, training, writing
+from benchmarks.reliability.trying import Tried
+from benchmarks.timing import describe_run
+from resnet_ffcv import commandline
+from resnet_ffcv.commandline import console, show_table
+
+PARTS: dict[str, tuple[Callable[[Path, int], list[Tried]], int]] = {
+    "kills": (writing.try_kills, 50),
+    "interrupts": (writing.try_interrupts, 20),
+    "calls": (writing.try_failing_calls, 100),
+    "failures": (writing.try_failures, 20),
+    "flips": (files.try_flips, 50),
+    "breaks": (loading.try_breaks, 50),
+    "opening": (loading.try_opening, 1),
+    "damaged": (loading.try_damaged, 1),
+    "training": (training.try_training, 20),
+}
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.reliability", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--only", choices=tuple(PARTS), help="one part instead of all")
+    parser.add_argument(
+        "--tries", type=positive, metavar="N", help="of each part, instead of its own"
+    )
+    arguments = parser.parse_args(argv)
+    done: list[Tried] = []
+    names = [arguments.only] if arguments.only else list(PARTS)
+    with commandline.progress() as bar:
+        task = bar.add_task("parts", total=len(names), note="", unit="parts")
+        for name in names:
+            part, tries = PARTS[name]
+            bar.update(task, note=name)
+            with tempfile.TemporaryDirectory() as folder:
+                found = part(Path(folder), arguments.tries or tries)
+            done += found
+            bar.advance(task)
+            for tried in found:
+                console.print(f"{name}: {tried.tries} tries, {len(tried.failures)} failures")
+                for words in tried.failures[:5]:
+                    console.print(f"  NOT KEPT: {words}")
+    rows = [(t.promise, str(t.tries), str(len(t.failures)), t.measured, t.ffcv) for t in done]
+    show_table("promises", ("promise", "tries", "failures", "measured", "stock FFCV"), rows)
+    failed = sum(len(tried.failures) for tried in done)
+    return {"whole": failed == 0, "promises": [asdict(tried) for tried in done], **describe_run()}
+
+
+if __name__ == "__main__":
+    commandline.run_command(main)
