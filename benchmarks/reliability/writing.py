@@ -143,7 +143,7 @@ def try_failing_calls(folder: Path, tries: int) -> list[Tried]:
                     write(out, images, resume=True)
                     kept = kept and digests(out) == expected
                 tried.expect(kept, f"{words}, left {sorted(left)}")
-            tried.measured += f"{number} of {name} "
+            tried.measured += f"{', ' if tried.measured else ''}{number} {name}"
     return [alone, resumed]
 
 
