@@ -46,6 +46,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     flags = arguments.flags
     if "decode" in flags and ("verify" not in flags or flags["decode"] not in ("true", "false")):
         raise UsageError("--decode=true or false goes with --verify FILE")
+    if "verify" in flags and "info" in flags:
+        raise UsageError("--verify and --info: give one of them")
     if "verify" in flags:
         return show_verdict(Path(flags["verify"]), decode=flags.get("decode") == "true")
     if "info" in flags:
@@ -95,11 +97,15 @@ def _row(file: Written) -> tuple[str, ...]:
 def show_verdict(path: Path, *, decode: bool) -> dict[str, Any]:
     """Checks a .beton file, and shows what is wrong with it."""
     if not path.is_file():
-        raise UsageError(f"--verify {path}: no such file")
+        raise UsageError(f"--verify {path}: {'no file' if path.exists() else 'no such file'}")
+    if path.suffix == ".partial":
+        raise UsageError(
+            f"--verify {path}: that is of a stopped write; --writer.resume=true goes on with it"
+        )
     with commandline.progress() as progress:
         verdict = verify(path, _Bar(progress), decode=decode)
     for words in verdict.problems:
-        console.print(words)
+        console.print(words, soft_wrap=True)
     runs = _find_runs(verdict.damaged)
     for first, last, why in runs[:SHOWN]:
         console.print(
@@ -107,11 +113,15 @@ def show_verdict(path: Path, *, decode: bool) -> dict[str, Any]:
         )
     if len(runs) > SHOWN:
         console.print(f"... and more, {len(verdict.damaged):,} samples in all")
-    rows = [("checked", words) for words in verdict.checked]
+    rows, missing = [("checked", words) for words in verdict.checked], []
     if not manifest_path(path).exists():
-        rows.append(("not checked", "checksums, which only manifests of write_datasets.py have"))
+        missing.append(
+            f"checksums: no manifest {manifest_path(path).name} beside it, as write_datasets.py "
+            "writes one"
+        )
     if not decode:
-        rows.append(("not checked", "whether every image decodes; --decode=true does that"))
+        missing.append("whether every image decodes; --decode=true does that")
+    rows += [("not checked", words) for words in missing]
     samples = "" if verdict.samples is None else f"{verdict.samples:,} samples, "
     rows.append(("found", f"{samples}{'whole' if verdict.whole else 'DAMAGED'}"))
     show_table(str(path), ("", ""), rows)
@@ -121,6 +131,8 @@ def show_verdict(path: Path, *, decode: bool) -> dict[str, Any]:
         "samples": verdict.samples,
         "damaged": sorted(verdict.damaged),
         "problems": verdict.problems,
+        "checked": verdict.checked,
+        "not_checked": missing,
     }
 
 
@@ -184,13 +196,14 @@ class _Bar(Report):
         self.task = progress.add_task("", total=None, note="", unit="images")
 
     def begin(self, what: str, count: int, unit: str) -> None:
-        self.progress.reset(self.task, total=count, description=what, unit=unit)
+        # It forgets the fields that it is not given.
+        self.progress.reset(self.task, total=count, description=what, unit=unit, note="")
 
     def advance(self, count: int) -> None:
         self.progress.advance(self.task, count)
 
     def say(self, text: str) -> None:
-        console.print(text)
+        console.print(text, soft_wrap=True)
 
 
 if __name__ == "__main__":

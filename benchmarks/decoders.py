@@ -368,7 +368,7 @@ def measure_start(
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = commandline.Parser(
         prog="python -m benchmarks.decoders", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

@@ -46,7 +46,8 @@ def unpack(sdist: Path, folder: Path) -> Path:
             text = path.read_text().replace("'nccl'", "'gloo'")
             path.write_text("import ours_for_ffcvs_tests\n" + text)
     except (OSError, ValueError, tarfile.TarError) as error:
-        raise FailureError(f"{sdist} is no source distribution of FFCV: {error}") from error
+        cause = str(error).splitlines()[0]
+        raise FailureError(f"{sdist} is no source distribution of FFCV: {cause}") from error
     return tests
 
 
@@ -91,11 +92,11 @@ def run_file(path: Path, site: Path) -> dict[str, str]:
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(
+    parser = commandline.Parser(
         prog="python -m benchmarks.ffcv_tests", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("sdist", type=Path)
+    parser.add_argument("sdist", type=Path, help="ffcv-1.0.2.tar.gz, as the package index has it")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         folder, site = Path(name), Path(name) / "site"

@@ -30,7 +30,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from resnet_ffcv import config
@@ -55,7 +55,9 @@ class Arguments(Generic[ConfigT]):
     flags: dict[str, str]
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """One whose errors are one line, like all others of a user's."""
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
@@ -75,7 +77,7 @@ def parse(
         UsageError: unknown key, wrong type, missing file. `--help` prints and raises SystemExit(0).
     """
     declared = config.declare(typing.cast(type, command))
-    parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("-h", "--help", action="store_true")
     names = [flag.split()[0] for flag in flags]
     for name in ("config", *names, *(".".join(path) for path in declared.entries)):
@@ -226,12 +228,12 @@ def progress() -> Progress:
     """A bar of images, with rate and time left, on standard error where that is a terminal."""
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        _Rate(),
+        _Rate(table_column=Column(no_wrap=True)),
         TimeElapsedColumn(),
-        TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("left"),
         TextColumn("{task.fields[note]}"),
         console=console,
         disable=not console.is_terminal,

@@ -164,7 +164,7 @@ class Producer:
         others = f" (and {len(damaged) - 1} others of its batch)" if len(damaged) > 1 else ""
         return FailureError(
             f"{self.loader.fname}: sample {first} is damaged{others}: {cause}; write the file "
-            "again, or leave such samples out by on_error='skip'"
+            "again, or leave such samples out with on_error=skip"
         )
 
 

@@ -172,6 +172,7 @@ def _train(
         "protocol": config.test.protocol,
         "epochs": trainer.step / trainer.steps_per_epoch,
         "images_per_s": timed / train_seconds,
+        "damaged": len(damaged),
         "run": str(run.folder),
     }
     run.finish(result)

@@ -51,7 +51,7 @@ class Journal:
         self.path = partial.with_name(partial.name + ".journal")
         self.open: list[Entry] = []  # whose images do not all lie in pages that were written
         self.written = Entry.of(Content.empty(0, beton.RGB_ROW))
-        self.pages = 0
+        self.pages = 0  # whose checksums it has
 
     def begin(self, page_size: int) -> None:
         """An empty journal."""
@@ -69,7 +69,7 @@ class Journal:
     def note(self, content: Content, pages: PageWriter) -> None:
         """A task is done: `content` and `pages` stand as they do."""
         self.open.append(Entry.of(content))
-        if len(pages.crc32) == self.pages:
+        if len(pages.crc32) <= self.pages:
             return
         samples = pages.samples_written
         written = [entry for entry in self.open if entry.count <= samples]
@@ -115,19 +115,22 @@ class Journal:
         except (OSError, ValueError, IndexError, KeyError):
             return None
         content, placed, size = Content.empty(images, row), [], len(lines[0]) + 1
+        told = 0
         for line, entry in zip(lines[1:], entries, strict=True):
             new = np.frombuffer(base64.b64decode(entry["allocations"]), beton.ALLOCATION)
             if len(new) and int(new["ptr"][-1]) >= whole:
                 break
             placed += new.tolist()
             _take(content, entry)
+            told += len(entry["crc32"])
             size += len(line) + 1
         if not placed:
             return None
         with self.path.open("r+b") as file:
             file.truncate(size)
+        # The page in which the last sample ends is written again, though the journal may know it.
         page = (placed[-1][1] + placed[-1][2] - 1 - first) // page_size
-        self.written, self.pages = Entry.of(content), page
+        self.written, self.pages = Entry.of(content), told
         return Found(content, placed, crc32[:page])
 
     def end(self) -> None:

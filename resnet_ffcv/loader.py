@@ -140,11 +140,17 @@ class Loader:
 
     def _check_arguments(self) -> None:
         wanted = {
-            "batch_size": (self.batch_size >= 1, "a whole number from 1"),
+            "batch_size": (
+                isinstance(self.batch_size, int | np.integer) and self.batch_size >= 1,
+                "a whole number from 1",
+            ),
             "seed": (0 <= self.seed < 2**63, "a whole number from 0, below 2^63"),
             "batches_ahead": (self.batches_ahead >= 1, "a whole number from 1"),
             "world_size": (self.world_size >= 1, "a whole number from 1"),
-            "rank": (0 <= self.rank < self.world_size, "from 0, below world_size"),
+            "rank": (
+                0 <= self.rank < self.world_size,
+                f"from 0, below world_size={self.world_size}",
+            ),
             "copy": (self.copy in (None, True, False), "None, True or False"),
             "on_error": (self.on_error in ("raise", "skip"), "raise or skip"),
         }
@@ -241,12 +247,22 @@ class Loader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Has the next `iter()` go on there; ranks and batch size may be others.
 
+        The seed becomes the state's.
+
         Raises:
-            FailureError: the state is of a file with other tables, or of other indices.
+            UsageError: what is given is no state.
+            FailureError: the state is of a file with other tables, or of another order or indices.
         """
+        names = ("seed", "epoch", "samples", "dataset")
+        if not isinstance(state, Mapping) or any(name not in state for name in names):
+            raise UsageError(f"a state has {', '.join(names)}; found is {state!r:.100}")
         if state["dataset"] != self.checksum:
             raise FailureError(
-                f"{self.fname}, or the indices chosen from it, is not what the state was saved with"
+                f"{self.fname}: the state was saved with another file, order or choice of indices"
+            )
+        if not 0 <= int(state["samples"]) <= len(self.indices):
+            raise UsageError(
+                f"a state of {state['samples']} samples, where an epoch has {len(self.indices):,}"
             )
         self.seed, self.next_epoch = int(state["seed"]), int(state["epoch"])
         self._first_sample = int(state["samples"])

@@ -187,7 +187,7 @@ def test_the_next_batches_are_the_same_after_resume(numbered: Path) -> None:
 def test_a_state_of_another_file_is_refused(numbered: Path, path: Path) -> None:
     state = make(numbered).state_dict()
     for other in (make(path), make(numbered, indices=range(50)), make(numbered, order=QUASI)):
-        with pytest.raises(FailureError, match="is not what the state was saved with"):
+        with pytest.raises(FailureError, match="saved with another file, order or choice"):
             other.load_state_dict(state)
     assert set(state) == {"seed", "epoch", "samples", "dataset"}
 
@@ -201,6 +201,17 @@ def pixels_by_label(loader: Loader) -> dict[int, bytes]:
         for images, labels in loader
         for image, n in zip(images, labels, strict=True)
     }
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, {}, {"samples": 3}, {"samples": -1, "epoch": 0}, {"samples": 104, "epoch": 0}]
+)
+def test_what_is_no_state_is_refused(numbered: Path, wrong: Any) -> None:
+    loader = make(numbered)
+    state = {**loader.state_dict(), **wrong} if wrong and "epoch" in wrong else wrong
+    with pytest.raises(UsageError, match=r"a state (has|of)"):
+        loader.load_state_dict(state)
+    assert numbers(loader) == numbers(make(numbered))
 
 
 def test_pixels_do_not_depend_on_threads_batches_ranks_or_order(numbered: Path) -> None:
@@ -452,7 +463,8 @@ WRONG = [
     ({"batch_size": 0}, "batch_size=0: wanted is a whole number from 1"),
     ({"indices": [0, 103]}, "indices from 0 to 103: the file has samples 0 to 102"),
     ({"indices": [-1]}, "indices from -1"), ({"indices": [0.5]}, "wanted are whole numbers"),
-    ({"rank": 2, "world_size": 2}, "rank=2: wanted is from 0, below world_size"),
+    ({"batch_size": 1.5}, "batch_size=1.5: wanted is a whole number"),
+    ({"rank": 2, "world_size": 2}, "rank=2: wanted is from 0, below world_size=2"),
     ({"seed": -1}, "seed=-1"), ({"on_error": "ignore"}, "on_error='ignore': wanted is raise or"),
     ({"order": "random"}, "order='random': wanted is an OrderOption"),
     ({"distributed": True}, "distributed=True wants"),

@@ -2,11 +2,13 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,24 @@ def test_the_sample_is_written_and_described(tmp_path: Path) -> None:
     assert (info["images"], info["jpegs"], info["classes"][0]) == (300, 0, "airplane")
     for word in ("300 raw", "32 to 32", "mode=raw", "airplane", "8,388,608"):
         assert word in told.stderr
+
+
+def test_progress_is_shown_on_a_terminal(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    arguments = [*COMMAND, f"--output.folder={tmp_path}", "--writer.limit=300"]
+    shown = b""
+    with subprocess.Popen(
+        arguments, cwd=ROOT, stdin=theirs, stdout=subprocess.DEVNULL, stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        with suppress(OSError):  # the other end is closed
+            while part := os.read(ours, 1 << 16):
+                shown += part
+        os.close(ours)
+    assert process.returncode == 0, shown.decode()
+    for word in ("write train.beton", "check val.beton", "300/300", "images/s", "pages/s"):
+        assert word in shown.decode()
 
 
 def test_folders_with_a_file_of_keys(

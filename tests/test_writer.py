@@ -600,10 +600,11 @@ def test_images_that_cannot_be_stored_are_left_out(
     assert list((tmp_path / "none").iterdir()) == []
 
 
-class Stop(Report):
+class Stop(Notes):
     """Ends the write when so many images are done."""
 
     def __init__(self, after: int) -> None:
+        super().__init__()
         self.left = after
 
     def advance(self, count: int) -> None:
@@ -649,6 +650,24 @@ def test_a_stopped_write_is_gone_on_with(tmp_path: Path, mode: str, damage: str)
     other = Notes()
     write(source, folder, other, mode=mode, quality=94, resume=True)
     assert not any("whole" in text for text in other.said)
+
+
+@pytest.mark.parametrize("mode", ["raw", "jpg"])
+def test_a_write_that_is_stopped_again_and_again_gets_on(tmp_path: Path, mode: str) -> None:
+    source = source_of(pixels(2500, 100))
+    options: dict[str, Any] = {"mode": mode, "quality": 95, "resume": True}
+    expected = write(source, tmp_path / "whole", **options)
+    done = []
+    for after in range(400, 2500, 400):
+        stop = Stop(after)
+        with pytest.raises(KeyboardInterrupt):
+            write(source, tmp_path / "out", stop, workers=2, **options)
+        done += [int(text.split()[-6].replace(",", "")) for text in stop.said if "going" in text]
+    assert done == sorted(done)
+    assert len(set(done)) >= 3
+    assert done[-1] > 1_000
+    write(source, tmp_path / "out", **options)
+    assert digests(tmp_path / "out") == digests(expected.parent)
 
 
 def test_a_partial_of_something_else_is_not_gone_on_with(tmp_path: Path) -> None:

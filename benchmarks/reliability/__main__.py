@@ -35,11 +35,11 @@ PARTS: dict[str, tuple[Callable[[Path, int], list[Tried]], int]] = {
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(
+    parser = commandline.Parser(
         prog="python -m benchmarks.reliability", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--only", choices=tuple(PARTS), help="one part instead of all")
+    parser.add_argument("--only", choices=tuple(PARTS), help="one part instead of all nine")
     parser.add_argument(
         "--tries", type=positive, metavar="N", help="of each part, instead of its own"
     )

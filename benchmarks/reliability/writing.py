@@ -117,9 +117,7 @@ CALLS = ("pwrite", "fsync", "replace", "preadv", "open", "write")
 
 def try_failing_calls(folder: Path, tries: int) -> list[Tried]:
     """The n-th call of each kind fails, for every n, until a write has fewer."""
-    alone = Tried(
-        "a pwrite, fsync, rename, open, preadv or write fails: an error, nothing left"
-    )
+    alone = Tried("a pwrite, fsync, rename, open, preadv or write fails: an error, nothing left")
     resumed = Tried("the same with resume: an error, and the next run gives the same bytes")
     images = make_images(40, 32)
     write(folder / "expected", images)
