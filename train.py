@@ -17,6 +17,8 @@ try:
 except ModuleNotFoundError as error:
     hint = "run `make setup` once, then `source .venv/bin/activate`"
     raise SystemExit(f"error: {error.name} is not installed in this Python: {hint}") from None
+except KeyboardInterrupt:
+    raise SystemExit(130) from None
 
 FLAGS = {"predict IMAGE": "name the five likeliest classes of this picture, by model.weights"}
 

@@ -32,6 +32,8 @@ try:
 except ModuleNotFoundError as error:
     hint = "run `make setup` once, then `source .venv/bin/activate`"
     raise SystemExit(f"error: {error.name} is not installed in this Python: {hint}") from None
+except KeyboardInterrupt:
+    raise SystemExit(130) from None
 
 FLAGS = {
     "info FILE": "say what is in a .beton file, and do nothing else",

@@ -326,12 +326,12 @@ def _without_empty(
 def _check_regions(tables: Tables) -> None:
     # Unsigned, so that a start or size of 2^63 and more is none below 0.
     start, end = tables.starts, tables.starts + tables.sizes
-    page, last = np.uint64(tables.page_size), np.uint64(1)
+    shift, last = np.uint64(tables.page_size.bit_length() - 1), np.uint64(1)  # pages: powers of two
     problems = {
         "a region outside the pages": (
             (start < tables.data_start) | (end > tables.data_end) | (end < start)
         ),
-        "a region across a page's end": start // page != (end - last) // page,
+        "a region across a page's end": (start ^ (end - last)) >> shift != 0,
         "overlapping regions": start[1:] < end[:-1],
         "a region of no sample": tables.samples >= len(tables.metadata),
         "a sample without its region": np.concatenate(

@@ -8,6 +8,7 @@ whether it is free.
 
 import sys
 import threading
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 
 from resnet_ffcv.stock import AllocationQuery
 
+LOOKED_AT = 16  # slots of which a free one is looked for; a caller may hold thousands
 OURS = 2  # references to an owner that nobody else has: the slot's, and the question itself
 
 
@@ -80,24 +82,21 @@ class Slots:
     ) -> None:
         self.queries, self.batch_size, self.spare = queries, batch_size, spare
         self.respect_holders = respect_holders
-        self.kept: list[Slot] = []
+        self.kept: deque[Slot] = deque()
         self.lock = threading.RLock()  # a collector may end another epoch inside
 
     def take(self) -> Slot:
         """A free slot; a new one where there is none."""
         with self.lock:
             if torch.cuda.is_available():
-                self.kept = [slot for slot in self.kept if not slot.is_copied()]
+                self.kept = deque(slot for slot in self.kept if not slot.is_copied())
                 return Slot(self.queries, self.batch_size)
-            free = [
-                slot
-                for slot in self.kept
-                if not (slot.handed_out or (self.respect_holders and slot.is_held()))
-            ]
-            for slot in free[self.spare :]:  # of batches that were held, and are no more
-                self.kept.remove(slot)
-            if free:
-                self.kept.remove(free[0])
+            free: list[Slot] = []
+            for _ in range(min(len(self.kept), LOOKED_AT)):
+                slot = self.kept.popleft()
+                held = slot.handed_out or (self.respect_holders and slot.is_held())
+                (self.kept if held else free).append(slot)  # held ones go to the end
+            self.kept.extendleft(free[1 : self.spare])  # others were of batches that are gone
         return free[0] if free else Slot(self.queries, self.batch_size)
 
     def put(self, slot: Slot) -> None:

@@ -1,6 +1,7 @@
 """One epoch of a Loader: a thread that makes its batches, and the iterator that hands them out."""
 
 import _thread
+import os
 import threading
 import weakref
 from collections import deque
@@ -17,12 +18,12 @@ from resnet_ffcv.kernels import status
 from resnet_ffcv.kernels.random import epoch_key
 from resnet_ffcv.pipelines import Batch, DamagedError, run
 from resnet_ffcv.stock import Compiler, OrderOption
-from resnet_ffcv.storage import ReadAhead
+from resnet_ffcv.storage import EpochThread, ReadAhead
 
 if TYPE_CHECKING:
     from resnet_ffcv.loader import Loader
 
-THREADS = ("decode", "read ahead")  # names of an epoch's
+SECONDS_UNHEARD = 10.0  # that a collector waits for an epoch's thread, which may wait for it
 
 
 @dataclass
@@ -52,7 +53,8 @@ class Producer:
         self.ended = self.finished = False
         self.error: BaseException | None = None
         self.stream: Any = torch.cuda.Stream() if torch.cuda.is_available() else None  # type: ignore[no-untyped-call]
-        self.thread = threading.Thread(target=self._run, name="decode", daemon=True)
+        self.thread = EpochThread(target=self._run, name="decode", daemon=True)
+        self.process = os.getpid()
 
     @property
     def is_running(self) -> bool:
@@ -63,7 +65,10 @@ class Producer:
 
         Raises:
             what went wrong with it; once.
+            FailureError: another process was forked, which has no thread to make batches.
         """
+        if self.process != os.getpid():
+            raise FailureError("an epoch does not go on in a forked process; begin one there")
         with self.changed:
             while not (self.ready or self.finished):
                 self.changed.wait()
@@ -71,6 +76,8 @@ class Producer:
                 self.changed.notify_all()
                 return self.ready.popleft()
             error, self.error = self.error, None  # its traceback holds all that called us
+        if isinstance(error, StopIteration):  # which would end the caller's loop
+            raise RuntimeError("a transform raised StopIteration") from error
         if error is not None:
             raise error
         return None
@@ -82,16 +89,19 @@ class Producer:
             self.handed_out.handed_out = False
         self.handed_out = slot
 
-    def end(self) -> None:
+    def end(self, seconds: float | None = None) -> None:
         """Ends the thread, and waits for it: one left behind can abort the process at its exit.
 
         A garbage collector may call this in any thread; those of epochs wait for none.
         """
+        if self.process != os.getpid():
+            return
         with self.changed:
             self.ended = True
             self.changed.notify_all()
-        if self.thread.ident is not None and threading.current_thread().name not in THREADS:
-            self.thread.join()
+        current = threading.current_thread()
+        if self.thread.ident is not None and not isinstance(current, EpochThread):
+            self.thread.join(seconds)
         while self.ready:
             self.ready.popleft().slot.handed_out = False
         self.hand_out(None)
@@ -178,9 +188,9 @@ def _end_unheard(producer: Producer) -> None:
     A Ctrl-C that comes meanwhile is sent again, to where it is heard.
     """
     try:
-        producer.end()
+        producer.end(SECONDS_UNHEARD)
     except KeyboardInterrupt:
-        producer.end()
+        producer.end(SECONDS_UNHEARD)
         threading.Timer(0.05, _thread.interrupt_main).start()
 
 

@@ -49,12 +49,16 @@ class Journal:
     def __init__(self, partial: Path, job: dict[str, Any]) -> None:
         self.partial, self.job = partial, job
         self.path = partial.with_name(partial.name + ".journal")
+        self._forget()
+
+    def _forget(self) -> None:
         self.open: list[Entry] = []  # whose images do not all lie in pages that were written
         self.written = Entry.of(Content.empty(0, beton.RGB_ROW))
         self.pages = 0  # whose checksums it has
 
     def begin(self, page_size: int) -> None:
         """An empty journal."""
+        self._forget()
         self.path.write_text(json.dumps({"job": self.job, "page_size": page_size}) + "\n")
 
     def page_size(self) -> int | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numba
 import numpy as np
 
 from resnet_ffcv import orders
@@ -26,8 +27,9 @@ from resnet_ffcv.pipelines import bind, build_steps, read_specs
 from resnet_ffcv.stock import TYPE_ID_HANDLER, Compiler, OrderOption, TraversalOrder
 from resnet_ffcv.storage import Storage
 
-# Which epoch an Operation works for: it remembers what it was told of one Loader's file.
-_serves: "weakref.WeakKeyDictionary[Any, weakref.ref[Producer]]" = weakref.WeakKeyDictionary()
+# Which epoch an Operation works for, by its id: it remembers what it was told of one Loader's
+# file. An epoch keeps its Operations, so that no other one has the id of one that works.
+_serves: "weakref.WeakValueDictionary[int, Producer]" = weakref.WeakValueDictionary()
 
 
 class Loader:
@@ -104,7 +106,7 @@ class Loader:
         self.batches_ahead, self.recompile = batches_ahead, recompile
         self.rank, self.world_size, self.copy, self.on_error = rank, world_size, copy, on_error
         self._check_arguments()
-        self._pipelines, self._custom_fields = pipelines or {}, custom_fields or {}
+        self._pipelines, self._custom_fields = dict(pipelines or {}), dict(custom_fields or {})
         tables, self.fields = open_tables(Path(fname), self._custom_fields)
         self.storage = Storage(tables)
         self.reader = SimpleNamespace(
@@ -123,10 +125,11 @@ class Loader:
         self._latest: weakref.ref[Producer] | None = None  # epoch that was begun last
         self.damaged: dict[int, str] = {}
         self.next_epoch = 0
-        if len(self) == 0 and world_size == 1:
+        if len(self.indices) < (batch_size * world_size if drop_last else 1):
+            ranks = f" for each of {world_size} ranks" if world_size > 1 else ""
             raise UsageError(
                 f"{self.fname}: {len(self.indices):,} samples give no batch of "
-                f"{self.batch_size:,}; take a smaller batch_size, or drop_last=False"
+                f"{self.batch_size:,}{ranks}; take a smaller batch_size, or drop_last=False"
             )
 
     @property
@@ -139,21 +142,22 @@ class Loader:
         self._position = (epoch, 0)  # epoch, and samples of it that all ranks were handed
 
     def _check_arguments(self) -> None:
+        for name in ("batch_size", "batches_ahead", "rank", "world_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer):
+                raise UsageError(f"{name}={value!r}: wanted is a whole number")
+            setattr(self, name, int(value))
         wanted = {
-            "batch_size": (
-                isinstance(self.batch_size, int | np.integer) and self.batch_size >= 1,
-                "a whole number from 1",
-            ),
+            "batch_size": (self.batch_size >= 1, "a whole number from 1"),
             "seed": (0 <= self.seed < 2**63, "a whole number from 0, below 2^63"),
             "batches_ahead": (self.batches_ahead >= 1, "a whole number from 1"),
             "world_size": (self.world_size >= 1, "a whole number from 1"),
             "rank": (
-                0 <= self.rank < self.world_size,
-                f"from 0, below world_size={self.world_size}",
+                0 <= self.rank < self.world_size, f"from 0, below world_size={self.world_size}"
             ),
             "copy": (self.copy in (None, True, False), "None, True or False"),
             "on_error": (self.on_error in ("raise", "skip"), "raise or skip"),
-        }
+        }  # fmt: skip
         for name, (right, words) in wanted.items():
             if not right:
                 raise UsageError(f"{name}={getattr(self, name)!r}: wanted is {words}")
@@ -199,22 +203,25 @@ class Loader:
         batches = [order[begin:end] for begin, end in self.share(start)]
         producer = Producer(self, self._slots_for_plan(), batches, epoch, start)
         for step in self.plan.steps:
-            _serves[step.operation] = weakref.ref(producer)
+            _serves[id(step.operation)] = producer
         self.next_epoch, self._position = epoch + 1, (epoch, start)
         self._latest = weakref.ref(producer)
         return Epoch(producer)
 
     def _bind(self) -> None:
         for step in self.plan.steps:
-            serving = _serves.get(step.operation, lambda: None)()
+            serving = _serves.get(id(step.operation))
             if serving is not None and serving.loader is not self and serving.is_running:
                 raise UsageError(
                     f"the pipelines of {self.fname} hold a {type(step.operation).__name__} that "
                     f"serves {serving.loader.fname} now; make one for each Loader"
                 )
+        compiling, threads = self.code is None or self.recompile, numba.get_num_threads()
         Compiler.set_num_threads(self.num_workers)
-        compiling = self.code is None or self.recompile
-        bind(self.plan, self.fields, self.storage, compiling=compiling)
+        try:
+            bind(self.plan, self.fields, self.storage, compiling=compiling)
+        finally:
+            numba.set_num_threads(threads)  # of this thread, the caller's
         self.code = tuple(step.function for step in self.plan.steps)
 
     def _slots_for_plan(self) -> Slots:
@@ -267,6 +274,7 @@ class Loader:
         self.seed, self.next_epoch = int(state["seed"]), int(state["epoch"])
         self._first_sample = int(state["samples"])
         self._position = (self.next_epoch, self._first_sample)
+        self._whole_order = self._choose_order()  # one of the user's may have taken the seed
 
     @cached_property
     def checksum(self) -> str:

@@ -20,6 +20,10 @@ BYTES_AHEAD = 1 << 28  # of samples' data that is asked for before it is decoded
 State = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
+class EpochThread(threading.Thread):
+    """One that lives as long as an epoch of a Loader."""
+
+
 class Storage:
     """The mapped file of `tables`.
 
@@ -83,7 +87,7 @@ class ReadAhead:
         self.asked: np.ndarray = np.zeros(self._page(storage.size) + 1, bool)
         self.room = threading.Semaphore(self._batches_ahead())
         self.ended = False
-        self.thread = threading.Thread(target=self._run, name="read ahead", daemon=True)
+        self.thread = EpochThread(target=self._run, name="read ahead", daemon=True)
 
     def __enter__(self) -> "ReadAhead":
         if self.pointers and len(self.batches):
@@ -115,7 +119,7 @@ class ReadAhead:
     def _regions(self, batch: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """(starts, sizes) of the samples' data, int64 (n,), of each field."""
         tables, found = self.storage.tables, []
-        for column in self.pointers:
+        for column in self.pointers if len(tables.sizes) else []:  # all may be empty
             starts = column[batch]
             places = np.minimum(np.searchsorted(tables.starts, starts), len(tables.sizes) - 1)
             found.append((starts.astype(np.int64), tables.sizes[places].astype(np.int64)))

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from resnet_ffcv.beton import Tables, read_image_tables, read_tables
+from resnet_ffcv.beton import FORMS, Tables, read_image_tables, read_tables
 from resnet_ffcv.checksums import compare
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.manifest import Manifest, Pages, manifest_path, read_manifest, spread
@@ -64,7 +65,8 @@ def _check_manifest(path: Path, tables: Tables, verdict: Verdict, report: Report
         verdict.problems.append(str(error))
         return
     try:
-        found = [*_contradictions(tables, manifest), *_check_pixel_mean(path, manifest)]
+        found = _nonsense(manifest) + _contradictions(tables, manifest)
+        found += _check_pixel_mean(path, manifest)
     except TypeError as error:  # what stands there is of another type
         found = [f"its manifest makes no sense: {error}"]
     verdict.problems += [f"{path}: {words}" for words in found]
@@ -99,6 +101,9 @@ def _contradictions(tables: Tables, manifest: Manifest) -> list[str]:
         has = spread(images[side])
         if has != said:
             found.append(f"its {side}s (least, median, most) are {has}, its manifest says {said}")
+    mode = manifest.options.get("mode")
+    if (mode if mode in FORMS else "rgb") != tables.form:
+        found.append(f"its images are of the form {tables.form}, its manifest says mode={mode}")
     if len(labels) != manifest.samples:
         found.append(f"it holds {len(labels):,} samples, its manifest says {manifest.samples:,}")
     if not 0 <= labels.min() <= labels.max() < len(manifest.classes):
@@ -106,6 +111,22 @@ def _contradictions(tables: Tables, manifest: Manifest) -> list[str]:
             f"its labels go from {labels.min()} to {labels.max()}, its manifest has "
             f"{len(manifest.classes)} classes"
         )
+    return found
+
+
+def _nonsense(manifest: Manifest) -> list[str]:
+    """What cannot be in a manifest, whatever its file holds."""
+    found = []
+    names = manifest.classes
+    if not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+        raise TypeError("classes are no list of names")
+    if len(set(names)) < len(names):
+        found.append("its manifest has a class twice")
+    for what, values in (("mean", manifest.mean), ("std", manifest.std)):
+        if values is not None and (len(values) != 3 or not all(0 <= v <= 1 for v in values)):
+            found.append(f"its manifest has {what} {values}: wanted are three numbers from 0 to 1")
+    if (manifest.mean is None) != (manifest.std is None):
+        found.append("its manifest has a mean without a deviation, or a deviation without a mean")
     return found
 
 
@@ -120,17 +141,17 @@ def _decode(path: Path, tables: Tables, verdict: Verdict, report: Report) -> Non
     from resnet_ffcv.decoders import WholeImage
     from resnet_ffcv.loader import Loader
 
-    name = next((field.name for field in tables.fields if field.form), None)
-    if name is None:
+    names = [field.name for field in tables.fields if field.form]
+    if not names:
         return
     report.begin(f"decode {path.name}", len(tables.metadata), "images")
-    others = {field.name: None for field in tables.fields if field.name != name}
+    pipelines: dict[str, Any] = {field.name: None for field in tables.fields}
     images = Loader(
         path, min(64, len(tables.metadata)), drop_last=False, on_error="skip",
-        pipelines={name: [WholeImage((8, 8))], **others},
+        pipelines=pipelines | {name: [WholeImage((8, 8))] for name in names},
     )  # fmt: skip
     done = 0
-    for (batch,) in images:
+    for batch, *_ in images:
         report.advance(len(batch))
         done += len(batch)
     report.advance(len(tables.metadata) - done)

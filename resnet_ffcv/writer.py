@@ -150,24 +150,21 @@ class Job:
         item = self.images.items[index]
         return _short(item) if isinstance(item, Path) else self.images.describe(index)
 
-    def identify(self) -> str:
-        """SHA-256 of the labels and of the images: their files' names and folders, or pixels."""
+    def identify(self) -> tuple[str, str]:
+        """SHA-256 of the labels and images, by their pixels, or by their files' names, folders and
+        sizes, which are the same on every machine; and of the files' times of change on this one.
+        """
         digest = hashlib.sha256(self.images.labels[self.indices].tobytes())
+        times = hashlib.sha256()
         for index in map(int, self.indices):
             item = self.images.items[index]
-            digest.update(item.tobytes() if isinstance(item, np.ndarray) else _short(item).encode())
-        return digest.hexdigest()
-
-    def identify_files(self) -> str:
-        """SHA-256 of the images' files as they lie on this disk: sizes and times of change."""
-        digest = hashlib.sha256()
-        for index in map(int, self.indices):
-            item = self.images.items[index]
-            if isinstance(item, Path):
-                with suppress(OSError):  # the worker that reads it says what is wrong
-                    found = item.stat()
-                    digest.update(f"{found.st_size} {found.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
+            if isinstance(item, np.ndarray):
+                digest.update(item.tobytes())
+                continue
+            digest.update(f"{_short(item)} {_size(item)}\n".encode())
+            with suppress(OSError):  # the worker that reads it says what is wrong
+                times.update(f"{item.stat().st_mtime_ns}\n".encode())
+        return digest.hexdigest(), times.hexdigest()
 
     def options(self) -> dict[str, Any]:
         """What the file's bytes depend on, beside the source."""
@@ -286,7 +283,7 @@ def write_split(draft: "Draft", pool: Pool, report: Report) -> Written:
     """Writes one file and its manifest, with pages as large as the largest sample needs."""
     began = time.monotonic()
     if draft.is_published():
-        report.say(f"{draft.path} is there already, whole")
+        report.say(f"{draft.path} is there already, of these images and options")
         content = None
     else:
         content = _write_with_sufficient_pages(draft, pool, report)
@@ -323,7 +320,8 @@ class Draft:
     """
 
     def __init__(self, job: Job, path: Path) -> None:
-        self.job, self.path, self.identity = job, path, job.identify()
+        self.job, self.path = job, path
+        self.identity, times = job.identify()
         self.count = len(job.indices)
         self.resume = job.config.writer.resume
         self.part = path.with_name(part_names(path)[self.resume])
@@ -331,25 +329,25 @@ class Draft:
         # Without resume there is none: it would tell of a file that is removed.
         self.journal: Journal | None = None
         if self.resume:
-            written = {"images": self.identity, "files": job.identify_files(),
-                       "encoder": encoder_digest(), **job.options()}  # fmt: skip
-            self.journal = Journal(self.part, written)
+            written = {"images": self.identity, "times": times, "encoder": encoder_digest()}
+            self.journal = Journal(self.part, {**written, **job.options()})
         self._settle()
 
     def _settle(self) -> None:
         """Undoes or completes a publication that a kill broke off, and removes what else it left.
 
-        Before the new file had its name, its part was there; behind that, its manifest waits.
+        While one was under way, `waiting(self.path)` holds the number of the new file's inode.
         """
         names = (self.path, self.mean, self.manifest)
-        parts = [self.path.with_name(name) for name in part_names(self.path)]
-        if any(part.exists() for part in parts):
-            moves = [(set_aside(path), path) for path in names if not path.exists()]
-        else:
-            moves = [(waiting(path), path) for path in names]
-        for source, target in moves:
-            if source.exists():
-                os.replace(source, target)
+        if waiting(self.path).exists():
+            inode = int(waiting(self.path).read_text())
+            if self.path.exists() and self.path.stat().st_ino == inode:
+                moves = [(waiting(path), path) for path in names[1:]]
+            else:
+                moves = [(set_aside(path), path) for path in names if not path.exists()]
+            for source, target in moves:
+                if source.exists():
+                    os.replace(source, target)
         for leftover in self.path.parent.glob(".*"):
             is_ours = leftover.name.lstrip(".").startswith(self.path.name)
             if is_ours and leftover.suffix in (".part", ".new", ".old"):
@@ -463,9 +461,11 @@ class Draft:
                 write_whole(waiting(self.mean), lambda file: np.save(file, mean))
                 moves, gone = [*moves, (waiting(self.mean), self.mean)], []
             write_manifest(manifest, waiting(self.manifest))
+            inode = str(self.part.stat().st_ino).encode()
+            write_whole(waiting(self.path), lambda file: file.write(inode))
             replace_all([*moves, (waiting(self.manifest), self.manifest)], gone)
         finally:
-            for path in (self.mean, self.manifest):
+            for path in (self.mean, self.manifest, self.path):
                 waiting(path).unlink(missing_ok=True)
         if self.journal:
             self.journal.end()

@@ -9,9 +9,11 @@ import sys
 import threading
 import time
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -450,6 +452,97 @@ def test_a_file_cut_while_it_is_open(damaged: Path) -> None:
         iter(loader)
 
 
+def test_a_transforms_stop_iteration_is_an_error(numbered: Path) -> None:
+    class Stopping(torch.nn.Module):
+        def forward(self, _images: Any) -> Any:
+            return next(iter(()))
+
+    pipelines = {"image": None, "label": [IntDecoder(), ToTensor(), Stopping()]}
+    with pytest.raises(RuntimeError, match="a transform raised StopIteration"):
+        list(make(numbered, pipelines=pipelines))
+
+
+def test_an_epoch_does_not_go_on_in_a_forked_process(numbered: Path) -> None:
+    epoch = iter(make(numbered, 2))
+    next(epoch)
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            next(epoch)
+        except FailureError as error:
+            os.write(theirs, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours) as said:
+        assert "does not go on in a forked process" in said.read()
+    os.waitpid(child, 0)
+    assert len(list(epoch)) == 51
+
+
+def test_an_order_of_the_users_goes_on_with_the_states_seed(numbered: Path) -> None:
+    class Drawn(TraversalOrder):  # type: ignore[misc]
+        def __init__(self, loader: Loader) -> None:
+            super().__init__(loader)
+            self.drawn = np.random.default_rng(loader.seed).permutation(self.indices)
+
+        def sample_order(self, _epoch: int) -> np.ndarray:
+            return self.drawn
+
+    loader, again = (make(numbered, 10, order=Drawn, seed=seed) for seed in (1, 2))
+    epoch = iter(loader)
+    first = numbers([next(epoch) for _ in range(3)])
+    again.load_state_dict(loader.state_dict())
+    assert sorted(first + numbers(again)) == list(range(103))
+
+
+def test_holding_many_batches_costs_no_more_for_each(numbered: Path) -> None:
+    """Slots that are held are not looked through one by one."""
+    loader = make(numbered, 1)
+    held = [batch for _ in range(4) for batch in loader]
+    assert len(held) == 412
+    assert loader._slots is not None
+    looked = 0
+
+    class Counting(type(loader._slots.kept)):  # type: ignore[misc]
+        def popleft(self) -> Any:
+            nonlocal looked
+            looked += 1
+            return super().popleft()
+
+    loader._slots.kept = Counting(loader._slots.kept)
+    more = list(loader)
+    assert looked <= 16 * (len(more) + 5)
+    assert sorted(numbers(held)) == sorted(list(range(103)) * 4)
+
+
+def test_operations_need_no_hash(numbered: Path) -> None:
+    @dataclass
+    class Unhashed(ToTensor):  # type: ignore[misc]
+        name: str = "same"
+
+        def __post_init__(self) -> None:
+            super().__init__()
+
+    loaders = [
+        make(numbered, pipelines={"image": None, "label": [IntDecoder(), Unhashed()]})
+        for _ in range(2)
+    ]
+    epochs = [iter(loader) for loader in loaders]
+    assert sorted(numbers(epochs[0])) == sorted(numbers(epochs[1])) == list(range(103))
+
+
+def test_numbas_threads_stay_the_callers(numbered: Path) -> None:
+    before = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        list(make(numbered, num_workers=2))
+        assert numba.get_num_threads() == 1
+    finally:
+        numba.set_num_threads(before)
+
+
 def test_a_file_replaced_while_it_is_opened(numbered: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(numbered, tmp_path))
     tables = read_tables(path)
@@ -464,6 +557,8 @@ WRONG = [
     ({"indices": [0, 103]}, "indices from 0 to 103: the file has samples 0 to 102"),
     ({"indices": [-1]}, "indices from -1"), ({"indices": [0.5]}, "wanted are whole numbers"),
     ({"batch_size": 1.5}, "batch_size=1.5: wanted is a whole number"),
+    ({"batches_ahead": 1.5}, "batches_ahead=1.5: wanted is a whole number"),
+    ({"batch_size": 60, "world_size": 2, "drop_last": True}, "no batch of 60 for each of 2 ranks"),
     ({"rank": 2, "world_size": 2}, "rank=2: wanted is from 0, below world_size=2"),
     ({"seed": -1}, "seed=-1"), ({"on_error": "ignore"}, "on_error='ignore': wanted is raise or"),
     ({"order": "random"}, "order='random': wanted is an OrderOption"),

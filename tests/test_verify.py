@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,7 +119,12 @@ def test_what_stands_beside_a_file_is_checked(tmp_path: Path) -> None:
         assert any("pixel_mean" in problem for problem in verify(path, Report()).problems)
     mean.write_bytes(content)
     assert verify(path, Report()).whole
-    for change in ({"samples": "300"}, {"classes": 3}, {"pages": {**good["pages"], "size": None}}):
+    changes: list[dict[str, Any]] = [
+        {"samples": "300"}, {"classes": 3}, {"pages": {**good["pages"], "size": None}},
+        {"classes": "abc"}, {"classes": ["a", "b", "a"]}, {"std": [9, 9, 9]}, {"std": None},
+        {"mean": [0.5]}, {"options": {**good["options"], "mode": "dct"}},
+    ]  # fmt: skip
+    for change in changes:
         manifest_path(path).write_text(json.dumps(good | change))
         assert not verify(path, Report()).whole
 

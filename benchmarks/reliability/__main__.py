@@ -34,6 +34,13 @@ PARTS: dict[str, tuple[Callable[[Path, int], list[Tried]], int]] = {
 }
 
 
+def describe(tried: Tried) -> str:
+    """A line about a part that is done, so that what is known is said before all is."""
+    found = f"{tried.promise}: {tried.tries} tries, {len(tried.failures)} failures"
+    found += f"; {tried.measured}" if tried.measured else ""
+    return found if tried.ffcv == "-" else f"{found}; FFCV: {tried.ffcv}"
+
+
 def main(argv: Sequence[str]) -> dict[str, Any]:
     parser = commandline.Parser(
         prog="python -m benchmarks.reliability", description=__doc__,
@@ -56,9 +63,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             done += found
             bar.advance(task)
             for tried in found:
-                console.print(f"{name}: {tried.tries} tries, {len(tried.failures)} failures")
+                console.print(f"{name}: {describe(tried)}", soft_wrap=True)
                 for words in tried.failures[:5]:
-                    console.print(f"  NOT KEPT: {words}")
+                    console.print(f"  NOT KEPT: {words}", soft_wrap=True)
     rows = [(t.promise, str(t.tries), str(len(t.failures)), t.measured, t.ffcv) for t in done]
     show_table("promises", ("promise", "tries", "failures", "measured", "stock FFCV"), rows)
     failed = sum(len(tried.failures) for tried in done)
