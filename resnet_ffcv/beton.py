@@ -17,6 +17,7 @@ write_datasets.py writes: `image` and `label`.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from resnet_ffcv.errors import FailureError
 VERSION = 2
 DEFAULT_PAGE_SIZE = 1 << 23  # FFCV's
 MAX_PAGE_SIZE = 1 << 31  # a power of two that fits the header's 32 bits
+BLOCK = 1 << 15  # rows of the tables that are checked at a time
 MAX_SIDE = 65_535  # pixels, the metadata's 16 bits
 
 HEADER = np.dtype(
@@ -324,36 +326,56 @@ def _without_empty(
 
 
 def _check_regions(tables: Tables) -> None:
-    # Unsigned, so that a start or size of 2^63 and more is none below 0.
-    start, end = tables.starts, tables.starts + tables.sizes
+    """Raises FailureError where a region, or a sample's pointer, cannot be.
+
+    In blocks: what numpy makes in between stays in the processor's cache.
+    """
+    counts: Counter[str] = Counter()
+    for begin in range(0, len(tables.starts), BLOCK):
+        for problem, found in _problems_of_regions(tables, begin).items():
+            counts[problem] += int(np.count_nonzero(found))
+    empty = tables.empty()
+    for pointers in tables.pointers():
+        ordered = np.array_equal(pointers, tables.starts)  # as one field in order has them
+        for begin in range(0, len(pointers), BLOCK):
+            lost = _lost(tables, pointers, begin, ordered=ordered) & ~empty[begin : begin + BLOCK]
+            counts["a sample without its region"] += int(np.count_nonzero(lost))
+    for problem, count in counts.items():
+        if count:
+            raise FailureError(f"{tables.path} is damaged: {problem} ({count}); write it again")
+
+
+def _problems_of_regions(tables: Tables, begin: int) -> dict[str, np.ndarray]:
+    """Which of a block of regions cannot be. Unsigned: 2^63 and more is none below 0."""
+    block = slice(begin, begin + BLOCK)
+    start, size = tables.starts[block], tables.sizes[block]
+    end = start + size
     shift, last = np.uint64(tables.page_size.bit_length() - 1), np.uint64(1)  # pages: powers of two
-    problems = {
+    following = tables.starts[begin + 1 : begin + BLOCK + 1]
+    return {
         "a region outside the pages": (
             (start < tables.data_start) | (end > tables.data_end) | (end < start)
         ),
         "a region across a page's end": (start ^ (end - last)) >> shift != 0,
-        "overlapping regions": start[1:] < end[:-1],
-        "a region of no sample": tables.samples >= len(tables.metadata),
-        "a sample without its region": np.concatenate(
-            [np.zeros(0, bool), *(_lost(tables, pointers) for pointers in tables.pointers())]
-        ),
+        "overlapping regions": following < end[: len(following)],
+        "a region of no sample": tables.samples[block] >= len(tables.metadata),
     }
-    for problem, found in problems.items():
-        if found.any():
-            raise FailureError(
-                f"{tables.path} is damaged: {problem} ({int(found.sum())}); write it again"
-            )
 
 
-def _lost(tables: Tables, pointers: np.ndarray) -> np.ndarray:
-    """Of pointers (samples,), which do not lead to a region of their sample."""
-    numbers = np.arange(len(pointers), dtype=np.uint64)
-    if np.array_equal(pointers, tables.starts):  # as one field in order has them
-        lost: np.ndarray = tables.samples != numbers
-    elif len(tables.starts) == 0:
-        lost = np.ones(len(pointers), bool)
-    else:
-        place = np.minimum(np.searchsorted(tables.starts, pointers), len(tables.starts) - 1)
-        lost = (tables.starts[place] != pointers) | (tables.samples[place] != numbers)
-    lost &= ~tables.empty()
-    return lost
+def _lost(tables: Tables, pointers: np.ndarray, begin: int, *, ordered: bool) -> np.ndarray:
+    """Of a block of pointers, which do not lead to a region of their sample.
+
+    Args:
+        tables: of the file.
+        pointers: (samples,) of a field.
+        begin: of the block.
+        ordered: whether they are the regions' starts, one by one.
+    """
+    block = pointers[begin : begin + BLOCK]
+    numbers = np.arange(begin, begin + len(block), dtype=np.uint64)
+    if ordered:
+        return np.asarray(tables.samples[begin : begin + len(block)] != numbers)
+    if len(tables.starts) == 0:
+        return np.ones(len(block), bool)
+    place = np.minimum(np.searchsorted(tables.starts, block), len(tables.starts) - 1)
+    return np.asarray((tables.starts[place] != block) | (tables.samples[place] != numbers))
