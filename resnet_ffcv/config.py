@@ -150,10 +150,13 @@ class DataConfig:
     resolution: int = key(32, "pixels a side of what the model sees", low=1)
     crop: str = key(
         "pad",
-        "training window: random_resized (Inception's), pad (data.padding on each side, then a "
-        "random window), center",
-        choices=("random_resized", "pad", "center"),
+        "training window: random_resized (Inception's), scale (the paper's: a random short side of "
+        "data.least_side to data.most_side, then a random window), pad (data.padding on each side, "
+        "then a random window), center",
+        choices=("random_resized", "scale", "pad", "center"),
     )
+    least_side: int = key(256, "crop=scale: shortest short side, pixels", low=1)
+    most_side: int = key(480, "crop=scale: longest short side, pixels, included", low=1)
     padding: int = key(4, "crop=pad: pixels added on each side, black", low=0, high=256)
     min_area: float = key(
         0.08, "crop=random_resized: least share of the image's area", low=0.0, high=1.0
@@ -171,6 +174,31 @@ class DataConfig:
         "training file's own; imagenet: torchvision's and timm's constants",
         choices=("mean_std", "mean", "pixel_mean", "imagenet"),
     )
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What else is changed in training images, in this order; their window is data's"""
+
+    policy: str | None = key(
+        None,
+        "changes drawn for each image as torchvision does; null: none",
+        choices=("autoaugment_imagenet", "autoaugment_cifar10", "randaugment", "trivialaugment"),
+    )
+    operations: int = key(2, "policy=randaugment: changes of an image", low=1, high=14)
+    magnitude: int = key(9, "policy=randaugment: of each change", low=0, high=30)
+    brightness: float = key(0.0, "factor, from 1 - x to 1 + x", low=0.0)
+    contrast: float = key(0.0, "factor, from 1 - x to 1 + x", low=0.0)
+    saturation: float = key(0.0, "factor, from 1 - x to 1 + x", low=0.0)
+    hue: float = key(0.0, "turn of the colour circle, from -x to x", low=0.0, high=0.5)
+    grayscale: float = key(0.0, "probability to make an image gray", low=0.0, high=1.0)
+    pca: float = key(
+        0.0, "deviation of colours along ImageNet's principal components; the paper: 0.1", low=0.0
+    )
+    erasing: float = key(
+        0.0, "probability to cover a random rectangle with the mean colour", low=0.0, high=1.0
+    )
+    cutout: int = key(0, "pixels a side of a square covered with the mean colour; 0: none", low=0)
 
 
 @dataclass(frozen=True)
@@ -289,6 +317,7 @@ class TrainConfig:
     """All sections of train.py."""
 
     data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     lr: LearningRateConfig = LearningRateConfig()

@@ -11,9 +11,10 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
-from resnet_ffcv import decoders
+from resnet_ffcv import augment, decoders
+from resnet_ffcv.augment import Augmentation
 from resnet_ffcv.beton import read_image_tables
-from resnet_ffcv.config import DataConfig
+from resnet_ffcv.config import AugmentConfig, DataConfig
 from resnet_ffcv.encode import to_eight_bits
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.loader import Loader
@@ -91,8 +92,11 @@ class File:
         return None
 
 
-def load_data(config: DataConfig, seed: int, test_batch_size: int, device: torch.device) -> Data:
-    """Opens the files of a recipe.
+def load_data(
+    config: DataConfig, seed: int, test_batch_size: int, device: torch.device,
+    changes: AugmentConfig | None = None,
+) -> Data:  # fmt: skip
+    """Opens the files of a recipe; `changes` is what is done to training images, and to no others.
 
     Raises:
         UsageError: a key that does not fit the file, such as a size that crop=pad cannot give.
@@ -108,7 +112,14 @@ def load_data(config: DataConfig, seed: int, test_batch_size: int, device: torch
     else:
         val, test = _test_loader(test_file, config, test_batch_size, device), None
     return Data(
-        train=_training_loader(train_file, config, device, indices=learn, seed=seed),
+        train=_training_loader(
+            train_file,
+            config,
+            build_augmentations(changes or AugmentConfig(), train_file.manifest),
+            device,
+            indices=learn,
+            seed=seed,
+        ),
         val=val,
         test=test,
         normalize=build_normalize(config).to(device),
@@ -186,13 +197,46 @@ def _pixel_mean(config: DataConfig, manifest: Manifest) -> Tensor:
     return mean.permute(2, 0, 1).contiguous()
 
 
+def build_augmentations(config: AugmentConfig, manifest: Manifest) -> list[Augmentation]:
+    """The section `augment` as Operations, in the order of its keys."""
+    made: list[Augmentation] = []
+    if config.policy == "randaugment":
+        made.append(augment.RandAugment(config.operations, config.magnitude))
+    elif config.policy == "trivialaugment":
+        made.append(augment.TrivialAugmentWide())
+    elif config.policy:
+        made.append(augment.AutoAugment(config.policy.removeprefix("autoaugment_")))
+    jitter = (config.brightness, config.contrast, config.saturation, config.hue)
+    if any(jitter):
+        made.append(augment.ColorJitter(*jitter))
+    if config.grayscale:
+        made.append(augment.RandomGrayscale(config.grayscale))
+    if config.pca:
+        made.append(augment.PCAColour(config.pca))
+    mean = [round(255 * channel) for channel in manifest.mean or (0.5, 0.5, 0.5)]
+    if config.erasing:
+        made.append(augment.RandomErasing(config.erasing, fill=mean))
+    if config.cutout:
+        made.append(augment.Cutout(config.cutout, fill=mean))
+    return made
+
+
 def _training_loader(
-    file: File, config: DataConfig, device: torch.device, *, indices: np.ndarray, seed: int
-) -> Loader:
+    file: File, config: DataConfig, augmentations: list[Augmentation], device: torch.device, *,
+    indices: np.ndarray, seed: int,
+) -> Loader:  # fmt: skip
     size, flip = (config.resolution, config.resolution), 0.5 * config.flip
     decoder: decoders.ImageDecoder
     if config.crop == "random_resized":
         decoder = decoders.RandomResizedCrop(size, (config.min_area, 1.0), flip=flip)
+    elif config.crop == "scale":
+        sides = (config.least_side, config.most_side)
+        if not config.resolution <= config.least_side <= config.most_side:
+            raise UsageError(
+                f"data.least_side={sides[0]}, data.most_side={sides[1]}: wanted are sides from "
+                f"data.resolution={config.resolution}, the smaller one first"
+            )
+        decoder = decoders.ScaleCrop(size, sides, flip=flip)
     elif config.crop == "center":
         decoder = decoders.CenterCrop(size, config.center_ratio, flip=flip)
     else:
@@ -203,7 +247,7 @@ def _training_loader(
             )
         decoder = decoders.PadCrop(size, config.padding, flip=flip)
     return _loader(
-        file, config, device, decoder, config.batch_size,
+        file, config, device, [decoder, *augmentations], config.batch_size,
         order=OrderOption.RANDOM, indices=indices, seed=seed, on_error=config.on_error,
     )  # fmt: skip
 
@@ -217,7 +261,7 @@ def _test_loader(
     indices: np.ndarray | None = None,
 ) -> Loader:
     return _loader(
-        file, config, device, test_decoder(config.resolution, config.center_ratio), batch_size,
+        file, config, device, [test_decoder(config.resolution, config.center_ratio)], batch_size,
         order=OrderOption.SEQUENTIAL, indices=indices, seed=0,
     )  # fmt: skip
 
@@ -231,7 +275,7 @@ def _loader(
     file: File,
     config: DataConfig,
     device: torch.device,
-    decoder: decoders.ImageDecoder,
+    operations: list[Any],
     batch_size: int,
     **options: Any,
 ) -> Loader:
@@ -242,7 +286,7 @@ def _loader(
         min(batch_size, samples),
         num_workers=config.num_workers or len(os.sched_getaffinity(0)),
         pipelines={
-            "image": [decoder, ToTensor(), *move],
+            "image": [*operations, ToTensor(), *move],
             "label": [IntDecoder(), ToTensor(), Squeeze(1), *move],
         },
         drop_last=False,  # every sample once an epoch

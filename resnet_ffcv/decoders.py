@@ -8,13 +8,14 @@ as FFCV's do, and a damaged sample is black.
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import objmode
 from numba.core.errors import NumbaWarning
 
+from resnet_ffcv import arguments
+from resnet_ffcv.arguments import Colour
 from resnet_ffcv.beton import RAW
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.fields import DCTImageField, YUV420ImageField
@@ -28,7 +29,6 @@ from resnet_ffcv.stock import AllocationQuery, Compiler, SimpleRGBImageDecoder
 warnings.filterwarnings("ignore", "Code running in object mode", NumbaWarning)
 
 Size = tuple[int, int]
-Colour = tuple[int, int, int]
 
 
 class Rows(NamedTuple):
@@ -164,7 +164,7 @@ class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no 
     def output_size(self, size: Sequence[int] | None) -> None:
         if size is not None:
             sides = list(size) if isinstance(size, Sequence | np.ndarray) else []
-            if len(sides) != 2 or not all(_is_whole(side) and side >= 1 for side in sides):
+            if len(sides) != 2 or not all(arguments.is_whole(side) and side >= 1 for side in sides):
                 raise UsageError(
                     f"output_size={size!r}: wanted is (height, width), whole pixels, 1 or more"
                 )
@@ -264,37 +264,6 @@ class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no 
         return stage
 
 
-def _is_real(number: Any) -> bool:
-    return isinstance(number, Real)
-
-
-def _is_whole(number: Any) -> bool:
-    return isinstance(number, Integral) and not isinstance(number, bool)
-
-
-def _probability(flip: float) -> float:
-    if not (_is_real(flip) and 0 <= flip <= 1):
-        raise UsageError(f"flip={flip!r}: wanted is a probability, from 0 to 1")
-    return float(flip)
-
-
-def _numbers(name: str, given: Any, count: int) -> list[float]:
-    """An argument of so many numbers."""
-    found = list(given) if isinstance(given, Sequence | np.ndarray) else []
-    if len(found) != count or not all(map(_is_real, found)):
-        raise UsageError(f"{name}={given!r}: wanted are {count} numbers")
-    return [float(number) for number in found]
-
-
-def _bounds(name: str, given: Sequence[float], most: float = float("inf")) -> tuple[float, float]:
-    """(low, high) of an argument, checked."""
-    low, high = _numbers(name, given, 2)
-    if not (0 < low <= high <= most and high < float("inf")):
-        limits = f", at most {most:g}" if most < float("inf") else ""
-        raise UsageError(f"{name}={given!r}: wanted is (low, high), above 0{limits}")
-    return low, high
-
-
 class RandomResizedCrop(ImageDecoder):
     """A random share of the area with a random aspect ratio, resized (torchvision's rule).
 
@@ -308,8 +277,11 @@ class RandomResizedCrop(ImageDecoder):
         ratio: Sequence[float] = (3 / 4, 4 / 3), *, filter: str = "area", flip: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(output_size, filter=filter)
-        self.scale, self.ratio = _bounds("scale", scale, 1.0), _bounds("ratio", ratio)
-        self.flip = _probability(flip)
+        self.scale, self.ratio = (
+            arguments.bounds("scale", scale, 1.0),
+            arguments.bounds("ratio", ratio),
+        )
+        self.flip = arguments.probability("flip", flip)
 
     def choose_windows(self, samples: Samples, size: Size) -> np.ndarray:  # noqa: ARG002
         chosen = np.empty((len(samples.indices), windows.NUMBERS))
@@ -325,9 +297,9 @@ class CenterCrop(ImageDecoder):
         flip: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(output_size, filter=filter)
-        if not (_is_real(ratio) and 0 < ratio <= 1):
+        if not (arguments.is_real(ratio) and 0 < ratio <= 1):
             raise UsageError(f"ratio={ratio!r}: wanted is a share of the short side, up to 1")
-        self.ratio, self.flip = float(ratio), _probability(flip)
+        self.ratio, self.flip = float(ratio), arguments.probability("flip", flip)
 
     def choose_windows(self, samples: Samples, size: Size) -> np.ndarray:  # noqa: ARG002
         chosen = np.empty((len(samples.indices), windows.NUMBERS))
@@ -370,8 +342,8 @@ class ScaleCrop(_CropOfResized):
         filter: str = "area", flip: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(output_size, filter=filter)
-        self.flip = _probability(flip)
-        low, high = _bounds("short_side", short_side)
+        self.flip = arguments.probability("flip", flip)
+        low, high = arguments.bounds("short_side", short_side)
         if low != int(low) or high != int(high):
             raise UsageError(f"short_side={short_side!r}: wanted are whole pixels")
         self.short_side = (int(low), int(high))
@@ -396,9 +368,7 @@ class TenCrop(_CropOfResized):
         self, output_size: Sequence[int], short_side: int = 256, *, filter: str = "area"
     ) -> None:
         super().__init__(output_size, filter=filter)
-        if not _is_whole(short_side) or short_side < 1:
-            raise UsageError(f"short_side={short_side!r}: wanted are whole pixels, 1 or more")
-        self.short_side = self.least_side = int(short_side)
+        self.short_side = self.least_side = arguments.whole("short_side", short_side, 1, "pixels")
 
     def choose_windows(self, samples: Samples, size: Size) -> np.ndarray:
         chosen = np.empty((len(samples.indices), 10, windows.NUMBERS))
@@ -421,14 +391,8 @@ class PadCrop(ImageDecoder):
         flip: float = 0.5,
     ) -> None:  # fmt: skip
         super().__init__(output_size)
-        colour = _numbers("fill", (fill,) * 3 if isinstance(fill, int) else fill, 3)
-        if not all(0 <= channel <= 255 for channel in colour):
-            raise UsageError(f"fill={fill!r}: wanted are numbers from 0 to 255")
-        red, green, blue = colour
-        if not _is_whole(padding) or padding < 0:
-            raise UsageError(f"padding={padding!r}: wanted is a number of pixels, from 0")
-        self.padding, self.fill = int(padding), (int(red), int(green), int(blue))
-        self.flip = _probability(flip)
+        self.padding = arguments.whole("padding", padding, 0, "pixels")
+        self.fill, self.flip = arguments.colour("fill", fill), arguments.probability("flip", flip)
 
     def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, Any]:
         for side, size in zip(("height", "width"), self.crop_size, strict=True):

@@ -88,7 +88,9 @@ def _prepare(
     config: TrainConfig, device: torch.device
 ) -> tuple[Data, nn.Module, torch.optim.Optimizer]:
     seed_generators(config.training.seed)
-    data = load_data(config.data, config.training.seed, config.test.batch_size, device)
+    data = load_data(
+        config.data, config.training.seed, config.test.batch_size, device, config.augment
+    )
     model = _build(config, len(data.classes), device)
     batch_size, images = data.train.batch_size, len(data.train.indices)
     _check_fit(config, model, device, smallest_batch=images % batch_size or batch_size)

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from resnet_ffcv.augment import Augmentation
 from resnet_ffcv.buffers import Slot
 from resnet_ffcv.decoders import ImageDecoder
 from resnet_ffcv.errors import UsageError
+from resnet_ffcv.kernels.random import absorb
 from resnet_ffcv.stock import (
     BytesDecoder,
     Compiler,
@@ -54,7 +56,7 @@ class Step:
     def is_direct(self) -> bool:
         """Whether it is called or done without compiling a function for it."""
         kind = type(self.operation)
-        return issubclass(kind, ImageDecoder) or kind in (IntDecoder, FloatDecoder)
+        return issubclass(kind, ImageDecoder | Augmentation) or kind in (IntDecoder, FloatDecoder)
 
     def call(
         self, source: Any, memory: Any, shared: Any, column: np.ndarray, batch: "Batch"
@@ -235,12 +237,18 @@ def run(plan: Plan, fields: Mapping[str, Any], batch: Batch, slot: Slot) -> tupl
             )  # fmt: skip
             np.maximum(statuses, found.reshape(count, -1).max(axis=1), out=statuses)
             results.append(memory)
-        elif step.is_direct:
+        elif isinstance(step.operation, IntDecoder | FloatDecoder) and step.is_direct:
             memory[:, 0] = column[batch.indices]
             results.append(memory)
+        elif step.source is not None and statuses.any():
+            raise DamagedError(statuses)
+        elif isinstance(step.operation, Augmentation):
+            images = results[step.source]  # type: ignore[index]  # it is no decoder
+            # Each step has its own random numbers, and others than a decoder.
+            key = np.uint64(absorb(batch.key, place))
+            step.operation.augment(images, batch.indices, key, batch.threads)
+            results.append(images)
         else:
-            if step.source is not None and statuses.any():
-                raise DamagedError(statuses)
             if step.prepare_shared and id(step.operation) not in prepared:
                 step.prepare_shared(shared)
                 prepared.add(id(step.operation))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from resnet_ffcv import beton, data
-from resnet_ffcv.config import DataConfig, ImageConfig, OutputConfig, SourceConfig, WriteConfig
+from resnet_ffcv import augment, beton, data
+from resnet_ffcv.config import (
+    AugmentConfig,
+    DataConfig,
+    ImageConfig,
+    OutputConfig,
+    SourceConfig,
+    WriteConfig,
+)
 from resnet_ffcv.data import Normalize, load_data, load_test_data, read_picture, split_indices
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.progress import Report
@@ -94,6 +102,8 @@ def test_a_split_parts_the_images_for_good(samples: int, held_out: int, seed: in
         ({"val": "x/imagenet/val.beton"}, FailureError, "=imagenet --source.path=ILSVRC2012 "),
         ({"normalize": "pixel_mean", "crop": "center", "resolution": 24}, UsageError, "32 x 32"),
         ({"split": 64}, UsageError, "leaves none of the 64"),
+        ({"crop": "scale", "least_side": 31}, UsageError, "least_side=31, data.most_side=480: wa"),
+        ({"crop": "scale", "most_side": 99}, UsageError, "least_side=256, data.most_side=99: wan"),
     ],
 )
 def test_what_does_not_fit_the_file_is_named(
@@ -101,6 +111,44 @@ def test_what_does_not_fit_the_file_is_named(
 ) -> None:
     with pytest.raises(error, match=message):
         load_data(recipe(sample_folder, **options), seed=0, test_batch_size=8, device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [
+        ({}, []),
+        ({"policy": "autoaugment_cifar10"}, [augment.AutoAugment]),
+        ({"policy": "autoaugment_imagenet", "pca": 0.1}, [augment.AutoAugment, augment.PCAColour]),
+        ({"policy": "randaugment", "operations": 3}, [augment.RandAugment]),
+        ({"policy": "trivialaugment", "cutout": 8}, [augment.TrivialAugmentWide, augment.Cutout]),
+        (
+            {"hue": 0.1, "grayscale": 0.2, "erasing": 0.3},
+            [augment.ColorJitter, augment.RandomGrayscale, augment.RandomErasing],
+        ),
+    ],
+)
+def test_training_images_are_changed_and_no_others(
+    sample_folder: Path, options: dict[str, Any], kinds: list[type]
+) -> None:
+    changes, config = AugmentConfig(**options), recipe(sample_folder, split=14)
+    manifest = data.open_file(config.train, "data.train").manifest
+    made = data.build_augmentations(changes, manifest)
+    assert [type(operation) for operation in made] == kinds
+    for operation in made:
+        if isinstance(operation, augment.RandomErasing | augment.Cutout):
+            np.testing.assert_allclose(operation.fill, 255 * np.array(manifest.mean), atol=0.5)
+    plain, changed = (load_data(config, 0, 8, CPU, c) for c in (None, changes))
+    for name in ("train", "val", "test"):
+        one, other = ([i.clone() for i, _ in getattr(d, name)] for d in (plain, changed))
+        same = all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        assert same == (name != "train" or not kinds), name
+
+
+def test_the_papers_scale_augmentation(sample_folder: Path) -> None:
+    config = recipe(sample_folder, crop="scale", least_side=40, most_side=64, resolution=32)
+    images = torch.cat([i.clone() for i, _ in load_data(config, 0, 8, CPU).train])
+    assert images.shape == (64, 32, 32, 3)
+    assert len({i.numpy().tobytes() for i in images}) == 64
 
 
 def test_a_window_of_one_pixel_is_the_smallest(sample_folder: Path) -> None:

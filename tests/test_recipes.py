@@ -57,3 +57,5 @@ def test_imagenet_recipes_have_the_papers_optimisation(depth: int) -> None:
     assert (recipe.training.iterations, recipe.data.batch_size) == (600_000, 256)
     assert (recipe.lr.schedule, recipe.lr.base, recipe.lr.gamma) == ("plateau", 0.1, 0.1)
     assert (recipe.model.stride_in, recipe.data.center_ratio) == ("1x1", 0.875)
+    window = (recipe.data.crop, recipe.data.least_side, recipe.data.most_side)
+    assert (*window, recipe.augment.pca) == ("scale", 256, 480, 0.1)
