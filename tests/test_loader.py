@@ -270,8 +270,9 @@ def test_memory_is_used_again(numbered: Path) -> None:
     held = list(loader)
     assert len({images.data_ptr() for images, _ in held}) == len(held)
     del held
-    list(itertools.islice(loader, 3))
-    assert len(loader._slots.kept) <= 2 + 5
+    for _batch in loader:  # some of them are dropped at each batch
+        pass
+    assert len(loader._slots.kept) <= 2 + 3
 
 
 def test_copy(numbered: Path) -> None:
@@ -422,10 +423,10 @@ def test_ctrl_c_while_a_break_ends_the_threads_is_heard(
     ends = itertools.count(1)
     end = Producer.end
 
-    def interrupted(producer: Producer) -> None:
+    def interrupted(producer: Producer, seconds: float | None = None) -> None:
         if next(ends) == 1:
             raise KeyboardInterrupt
-        end(producer)
+        end(producer, seconds)
 
     monkeypatch.setattr(Producer, "end", interrupted)
     for _ in image_loader(numbered, 2):
