@@ -4,7 +4,7 @@
 
 Each part breaks something on purpose, many times, and counts where a promise was not kept; beside
 it stands what stock FFCV does in the same test, where it can be run at all (under a limit of time).
-All parts take about fifteen minutes on two cores; no failure is expected, on any hardware.
+All parts take about twenty minutes on two cores; no failure is expected, on any hardware.
 """
 
 import argparse
