@@ -8,7 +8,7 @@ import sys
 
 from resnet_ffcv.commandline import console
 
-NAMES = ("decoders", "writing")
+NAMES = ("decoders", "augment", "writing")
 
 if __name__ == "__main__":
     for name in NAMES:
