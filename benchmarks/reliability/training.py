@@ -20,6 +20,7 @@ def try_training(folder: Path, tries: int) -> list[Tried]:
         f"--data.val={path.with_name('val.beton')}", "--data.resolution=32",
         "--data.crop=random_resized", "--data.batch_size=5", "--model.name=resnet8",
         "--training.epochs=3", "--run.checkpoint_steps=2", "--lr.base=0.01",
+        "--training.precision=fp32",  # bf16 is slow where a processor does not have it
     ]  # fmt: skip
 
     def begin(run: Path, *more: str) -> subprocess.Popen[bytes]:
@@ -37,7 +38,7 @@ def try_training(folder: Path, tries: int) -> list[Tried]:
             if (run / "checkpoints" / "last").exists() and read_checkpoint(run)["step"] >= target:
                 os.killpg(process.pid, signal.SIGKILL)
                 break
-            time.sleep(0.002)
+            time.sleep(0.02)
         process.wait(30)
         steps.append(read_checkpoint(run)["step"])
         resume = [sys.executable, str(ROOT / "train.py"), f"--run.resume={run}"]

@@ -80,9 +80,19 @@ print(f"it opens, and gives {len(labels)} labels, of which {labels.count(0)} are
 
 
 def ffcv_killed(folder: Path) -> str:
-    path = str(folder / "ffcv.beton")
-    kill_after([sys.executable, "-c", FFCV_WRITE, path], 6)
-    return run_ffcv(FFCV_READ, path) if Path(path).exists() else "it had not begun"
+    path = folder / "ffcv.beton"
+    process = subprocess.Popen(
+        [sys.executable, "-c", FFCV_WRITE, str(path)], start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    for _ in range(600):  # its first compilation takes seconds
+        if path.exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    time.sleep(2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return run_ffcv(FFCV_READ, str(path)) if path.exists() else "it had not begun"
 
 
 def try_interrupts(folder: Path, tries: int) -> list[Tried]:
