@@ -242,9 +242,10 @@ class TrainingConfig:
         0.0, "share of the target spread over all classes", low=0.0, high=1.0
     )
     precision: str = key(
-        "bf16",
-        "autocast type; fp16 (with loss scaling) needs CUDA",
-        choices=("bf16", "fp16", "fp32"),
+        "auto",
+        "autocast type; auto: bf16 where the device has instructions for it, else fp32; fp16 (with "
+        "loss scaling) needs CUDA",
+        choices=("auto", "bf16", "fp16", "fp32"),
     )
     compile: bool = key(
         False, "torch.compile the model; its minutes count as training, so it pays in long runs"

@@ -59,6 +59,7 @@ RESUME_MAY_CHANGE = (
 def train(config: TrainConfig) -> dict[str, Any]:
     """A new run of the recipe."""
     device = pick_device(config.training)
+    config = pick_precision(config, device)  # the run goes on with it, wherever that is
     trainer_parts = _prepare(config, device)
     run = Run.create(config, device)
     return _train(config, run, None, device, *trainer_parts)
@@ -146,6 +147,22 @@ def pick_device(config: TrainingConfig) -> torch.device:
     return device
 
 
+def pick_precision(config: TrainConfig, device: torch.device) -> TrainConfig:
+    """The configuration with the type that training.precision=auto means on `device`.
+
+    A processor without bf16 computes in it several times slower than in fp32.
+    """
+    if config.training.precision != "auto":
+        return config
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        found = torch.cpu.get_capabilities()
+        has_bf16 = any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    precision = "bf16" if has_bf16 else "fp32"
+    return replace(config, training=replace(config.training, precision=precision))
+
+
 def _train(
     config: TrainConfig,
     run: Run,
@@ -202,7 +219,7 @@ def evaluate(config: TrainConfig, given: Given) -> dict[str, Any]:
     model = _build(config, len(classes), device, hint=OTHER_CLASSES)
     _check_fit(config, model, device)
     normalize = _normalize(config, given, weights).to(device)
-    precision = config.training.precision
+    precision = pick_precision(config, device).training.precision
     with commandline.progress() as progress:
         bar, clock = _Bar(progress), Clock()
         bar.begin("test", len(loader.indices))

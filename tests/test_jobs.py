@@ -276,3 +276,16 @@ def test_cuda_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(FailureError, match="finds no CUDA device"):
         jobs.pick_device(TrainingConfig(device="cuda"))
     assert jobs.pick_device(TrainingConfig()) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("has", "asked", "expected"),
+    [("avx512_bf16", "auto", "bf16"), ("avx512_f", "auto", "fp32"), ("avx2", "bf16", "bf16")],
+)
+def test_bf16_is_taken_where_the_processor_has_it(
+    monkeypatch: pytest.MonkeyPatch, has: str, asked: str, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {has: True, "amx_bf16": False})
+    config = TrainConfig(training=TrainingConfig(precision=asked))
+    picked = jobs.pick_precision(config, torch.device("cpu"))
+    assert picked.training.precision == expected
