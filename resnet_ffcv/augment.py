@@ -147,7 +147,7 @@ class ColorJitter(Augmentation):
             changes.SATURATION: ("saturation", saturation, 1.0),
             changes.HUE: ("hue", hue, 0.0),
         }
-        found = {kind: _jitter(*arguments) for kind, arguments in given.items()}
+        found = {kind: _jitter(*named) for kind, named in given.items()}
         used = {kind: bounds for kind, bounds in found.items() if bounds is not None}
         self.kinds = np.array(list(used), np.int32)
         self.bounds = np.array(list(used.values()), np.float64).reshape(-1, 2)
