@@ -6,6 +6,7 @@ python train.py --config rn_configs/rn34.yaml          a recipe; any key as --se
 python train.py --run.resume=runs/NAME                 go on with a run that was stopped
 python train.py --run.eval_only=true --model.weights=FILE --data.val=FILE
 python train.py --model.weights=FILE --predict IMAGE   the five likeliest classes of one picture
+python train.py --model.weights=FILE --export FILE     for other programs: .onnx, .pth, .safetensors
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,10 @@ except ModuleNotFoundError as error:
 except KeyboardInterrupt:
     raise SystemExit(130) from None
 
-FLAGS = {"predict IMAGE": "name the five likeliest classes of this picture, by model.weights"}
+FLAGS = {
+    "predict IMAGE": "name the five likeliest classes of this picture, by model.weights",
+    "export FILE": "write model.weights as .onnx, .pth (torchvision's names) or .safetensors",
+}
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
@@ -31,6 +35,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     config, given = arguments.config, arguments.given
     if "predict" in arguments.flags:
         return jobs.predict(config, given, arguments.flags["predict"])
+    if "export" in arguments.flags:
+        return jobs.export(config, given, arguments.flags["export"])
     if config.run.eval_only:
         return jobs.evaluate(config, given)
     if config.run.resume is not None:

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -247,22 +248,22 @@ def read_tables(path: Path, rows: Rows | None = None) -> Tables:
                 raise FailureError(f"{path}: its header is damaged; write it again")
             metadata = _read(path, file.read(samples * row.itemsize), row, samples)
             file.seek(table)
-            regions = (size - table) // ALLOCATION.itemsize
-            allocations = _read(path, file.read(), ALLOCATION, regions)
+            columns = _read_allocations(path, file, (size - table) // ALLOCATION.itemsize)
     except OSError as error:
         raise FailureError(f"{path}: {error.strerror}") from error
-    allocations = _without_empty(path, fields, metadata, allocations)
-    if not (allocations["ptr"][1:] >= allocations["ptr"][:-1]).all():  # FFCV's with two workers
-        allocations = allocations[np.argsort(allocations["ptr"], kind="stable")]
+    samples_of, starts, sizes = _without_empty(path, fields, metadata, columns)
+    if not (starts[1:] >= starts[:-1]).all():  # FFCV's with two workers
+        order = np.argsort(starts, kind="stable")
+        samples_of, starts, sizes = samples_of[order], starts[order], sizes[order]
     tables = Tables(
         path=path,
         identity=(found.st_dev, found.st_ino),
         page_size=page_size,
         fields=fields,
         metadata=metadata,
-        starts=allocations["ptr"].copy(),
-        sizes=allocations["size"].copy(),
-        samples=allocations["sample_id"].copy(),
+        starts=starts,
+        sizes=sizes,
+        samples=samples_of,
         data_start=data_start,
         data_end=table,
     )
@@ -274,6 +275,22 @@ def _read(path: Path, content: bytes, dtype: np.dtype, count: int) -> np.ndarray
     if len(content) < count * dtype.itemsize:
         raise FailureError(f"{path} ends inside its tables; write it again")
     return np.frombuffer(content, dtype, count)
+
+
+def _read_allocations(path: Path, file: IO[bytes], regions: int) -> list[np.ndarray]:
+    """The columns of the allocation table, uint64 (regions,): sample_id, ptr, size.
+
+    In blocks, which stay in the processor's cache; memory for all rows would cost its page faults.
+    """
+    columns = [np.empty(regions, np.uint64) for _ in ALLOCATION.fields or ()]
+    block = np.empty(BLOCK, ALLOCATION)
+    for begin in range(0, regions, BLOCK):
+        rows = block[: regions - begin]
+        if file.readinto(rows.view(np.uint8)) != rows.nbytes:  # type: ignore[attr-defined]
+            raise FailureError(f"{path} ends inside its tables; write it again")
+        for column, name in zip(columns, ALLOCATION.names or (), strict=True):
+            column[begin : begin + len(rows)] = rows[name]
+    return columns
 
 
 def _check_header(path: Path, header: np.void, size: int) -> None:
@@ -314,15 +331,15 @@ def _row_of(field: FieldInfo) -> np.dtype:
 
 
 def _without_empty(
-    path: Path, fields: tuple[FieldInfo, ...], metadata: np.ndarray, allocations: np.ndarray
-) -> np.ndarray:
+    path: Path, fields: tuple[FieldInfo, ...], metadata: np.ndarray, columns: list[np.ndarray]
+) -> list[np.ndarray]:
     """The allocation table without the regions of empty bytes, which begin where others do."""
-    empty = allocations["size"] == 0
-    columns = [metadata[field.name] for field in fields]
-    allowed = sum(int((c["size"] == 0).sum()) for c in columns if c.dtype == BYTES_ROW)
-    if empty.sum() != allowed:
+    empty = columns[2] == 0
+    rows = [metadata[field.name] for field in fields]
+    allowed = sum(int((row["size"] == 0).sum()) for row in rows if row.dtype == BYTES_ROW)
+    if np.count_nonzero(empty) != allowed:
         raise FailureError(f"{path} is damaged: an empty region; write it again")
-    return allocations[~empty] if allowed else allocations
+    return [column[~empty] for column in columns] if allowed else columns
 
 
 def _check_regions(tables: Tables) -> None:

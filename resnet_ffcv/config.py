@@ -148,6 +148,24 @@ class DataConfig:
         choices=("raise", "skip"),
     )
     resolution: int = key(32, "pixels a side of what the model sees", low=1)
+    start_resolution: int | None = key(
+        None,
+        "pixels a side in the first epochs, which grow to data.resolution over data.growth, in "
+        "steps of 16; null: data.resolution",
+        low=1,
+    )
+    growth: tuple[float, ...] = key(
+        (0.74, 0.86),
+        "where images begin and end to grow, in fractions of the run",
+        low=0.0,
+        high=1.0,
+    )
+    filter: str = key(
+        "area",
+        "how pixels are resized: area (FFCV's INTER_AREA), triangle (torchvision's bilinear with "
+        "antialias) or cubic",
+        choices=("area", "triangle", "cubic"),
+    )
     crop: str = key(
         "pad",
         "training window: random_resized (Inception's), scale (the paper's: a random short side of "
@@ -175,6 +193,12 @@ class DataConfig:
         choices=("mean_std", "mean", "pixel_mean", "imagenet"),
     )
 
+    def __post_init__(self) -> None:
+        if len(self.growth) != 2 or self.growth[0] > self.growth[1]:
+            raise UsageError("data.growth is two fractions of the run, such as 0.74,0.86")
+        if self.start_resolution and self.crop == "pad":
+            raise UsageError("data.start_resolution resizes images, which data.crop=pad does not")
+
 
 @dataclass(frozen=True)
 class AugmentConfig:
@@ -199,6 +223,16 @@ class AugmentConfig:
         0.0, "probability to cover a random rectangle with the mean colour", low=0.0, high=1.0
     )
     cutout: int = key(0, "pixels a side of a square covered with the mean colour; 0: none", low=0)
+    mixup: float = key(
+        0.0,
+        "alpha of the share in which the images of a batch are blended in pairs; 0: none",
+        low=0,
+    )
+    cutmix: float = key(
+        0.0,
+        "alpha of the share that is cut out and swapped; with both, each batch draws one",
+        low=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -218,6 +252,9 @@ class ModelConfig:
         choices=("1x1", "3x3"),
     )
     zero_init: bool = key(False, "start each block's last BatchNorm at 0; the paper does not")
+    blurpool: bool = key(
+        False, "blur before each step that halves the resolution (Zhang 2019); the paper does not"
+    )
     weights: str | None = key(
         None, "file to start from: our checkpoint, a state dict (.pt, .pth) or .safetensors"
     )
@@ -233,13 +270,22 @@ class TrainingConfig:
     epochs: int | None = key(20, "length in epochs; or give training.iterations", low=1)
     iterations: int | None = key(None, "length in steps; may end inside an epoch", low=1)
     seed: int = key(0, "seed of weights, order and split", low=0, high=2**32 - 1)
-    optimizer: str = key("sgd", "sgd or adamw", choices=("sgd", "adamw"))
-    momentum: float = key(0.9, "sgd: momentum; adamw: beta1", low=0.0, high=0.9999)
+    optimizer: str = key(
+        "sgd", "sgd, adam, adamw or nadam", choices=("sgd", "adam", "adamw", "nadam")
+    )
+    momentum: float = key(0.9, "sgd: momentum; the others: beta1", low=0.0, high=0.9999)
     nesterov: bool = key(False, "sgd: Nesterov's momentum")
-    weight_decay: float = key(1e-4, "L2 for sgd, decoupled for adamw", low=0.0)
+    weight_decay: float = key(1e-4, "L2; decoupled from the gradient for adamw", low=0.0)
     decay_all: bool = key(True, "decay norms and biases too (the paper)")
     label_smoothing: float = key(
         0.0, "share of the target spread over all classes", low=0.0, high=1.0
+    )
+    ema: float = key(
+        0.0,
+        "decay, each step, of a moving average of the weights, which is what is tested and kept; "
+        "less in the first steps; 0: none",
+        low=0.0,
+        high=0.999999,
     )
     precision: str = key(
         "auto",
@@ -268,16 +314,38 @@ class LearningRateConfig:
 
     schedule: str = key(
         "triangular",
-        "step, multistep, plateau, cosine, triangular (up to lr.peak_at, then down) or constant",
-        choices=("constant", "step", "multistep", "plateau", "cosine", "triangular"),
+        "step, multistep, plateau, cosine, exponential, restarts (cosines), triangular (up to "
+        "lr.peak_at, then down) or constant",
+        choices=(
+            "constant",
+            "step",
+            "multistep",
+            "plateau",
+            "cosine",
+            "exponential",
+            "restarts",
+            "triangular",
+        ),
     )
     base: float = key(0.2, "highest rate, for the batch size given", low=0.0)
-    final: float = key(0.0, "cosine, triangular: rate at the end", low=0.0)
+    final: float = key(
+        0.0, "cosine, exponential, triangular: rate at the end; restarts: of each cycle", low=0.0
+    )
     gamma: float = key(0.1, "step, multistep, plateau: factor at each drop", low=0.0, high=1.0)
     milestones: tuple[float, ...] = key((0.5, 0.75), "multistep: where it drops", low=0.0, high=1.0)
     step_size: float = key(0.333333, "step: from drop to drop", low=1e-6, high=1.0)
     peak_at: float = key(
         0.25, "triangular: where lr.base is reached, in whole steps", low=0.0, high=1.0
+    )
+    cycles: int = key(3, "restarts: how often the rate falls", low=1)
+    cycle_growth: float = key(
+        1.0, "restarts: length of each cycle, over that of the one before", low=0.01, high=100.0
+    )
+    cycle_peak: float = key(
+        1.0, "restarts: highest rate of each cycle, over that of the one before", low=0.0, high=1.0
+    )
+    cycle_rise: float = key(
+        0.0, "restarts: share of each cycle in which the rate rises, linearly", low=0.0, high=1.0
     )
     patience: int = key(5, "plateau: epochs without a lower validation loss before a drop", low=0)
     threshold: float = key(
@@ -289,13 +357,45 @@ class LearningRateConfig:
     )
     warmup_start: float = key(0.0, "rate of the first step of the warm-up", low=0.0)
 
+    def __post_init__(self) -> None:
+        if self.schedule == "exponential" and not 0 < self.final <= self.base:
+            raise UsageError(
+                "lr.schedule=exponential wants lr.final above 0, and not above lr.base"
+            )
+
 
 @dataclass(frozen=True)
 class TestConfig:
     """How the model is tested"""
 
-    protocol: str = key("center", "center: one view, the centre window", choices=("center",))
-    batch_size: int = key(250, "images a step", low=1)
+    __test__ = False  # none of pytest's
+
+    protocol: str = key(
+        "center",
+        "of the last test; after every epoch it is center. center: one view, the centre window; "
+        "ten_crop: the corners, the centre and their mirror images, scores averaged; multiscale: "
+        "whole images and their mirror images at each of test.sides, scores averaged",
+        choices=("center", "ten_crop", "multiscale"),
+    )
+    flip: bool = key(False, "protocol=center: average the scores of the view and its mirror image")
+    resolution: int | None = key(None, "pixels a side of the views; null: data.resolution", low=1)
+    sides: tuple[int, ...] = key(
+        (224, 256, 384, 480, 640), "protocol=multiscale: short sides, pixels", low=1
+    )
+    batch_size: int = key(250, "views of test.resolution a step", low=1)
+
+    def __post_init__(self) -> None:
+        if self.flip and self.protocol != "center":
+            raise UsageError(
+                f"test.protocol={self.protocol} has mirror images; leave out test.flip"
+            )
+        if not self.sides:
+            raise UsageError("test.sides names no short side")
+
+    @property
+    def name(self) -> str:
+        """The protocol, as a result names it."""
+        return f"{self.protocol}+flip" if self.flip else self.protocol
 
 
 @dataclass(frozen=True)
@@ -325,6 +425,24 @@ class TrainConfig:
     test: TestConfig = TestConfig()
     run: RunConfig = RunConfig()
 
+    def __post_init__(self) -> None:
+        data, test = self.data, self.test
+        if data.normalize != "pixel_mean":
+            return
+        if test.protocol == "multiscale":
+            raise UsageError(
+                "test.protocol=multiscale has many sizes, data.normalize=pixel_mean one"
+            )
+        for name, side in (
+            ("data.start_resolution", data.start_resolution),
+            ("test.resolution", test.resolution),
+        ):
+            if side not in (None, data.resolution):
+                raise UsageError(
+                    f"{name}={side}: with data.normalize=pixel_mean all images have "
+                    f"data.resolution={data.resolution}"
+                )
+
 
 # Two ways to say one thing: the later of defaults, base, file, command line is meant.
 ALTERNATIVES = (("training.epochs", "training.iterations"),)
@@ -349,6 +467,7 @@ class StrictChecker(fastargs.validation.Checker):  # type: ignore[misc]  # fasta
         self.optional = isinstance(field.type, types.UnionType)
         declared = kinds[0] if self.optional else field.type
         self.kind: type = typing.get_origin(declared) or typing.cast(type, declared)
+        self.item: type = typing.get_args(declared)[0] if self.kind is tuple else self.kind
         self.choices, self.low, self.high = (field.metadata[n] for n in ("choices", "low", "high"))
 
     def check(self, value: Any) -> Any:
@@ -360,7 +479,7 @@ class StrictChecker(fastargs.validation.Checker):  # type: ignore[misc]  # fasta
             items = value.split(",") if isinstance(value, str) else value
             if not isinstance(items, list | tuple):
                 raise ValueError
-            return tuple(self._in_range(self._number(item, float)) for item in items)
+            return tuple(self._in_range(self._number(item, self.item)) for item in items)
         if self.kind is str:
             # Empty is what a shell makes of a variable that is not set; "none" is null.
             if not isinstance(value, str) or not value:
@@ -400,6 +519,8 @@ class StrictChecker(fastargs.validation.Checker):  # type: ignore[misc]  # fasta
             text = "one of " + ", ".join(self.choices)
         else:
             text = self.NAMES[self.kind]
+            if self.kind is tuple and self.item is int:
+                text = "whole " + text
             if self.low is not None and self.high is not None:
                 text += f" from {self.low:.10g} to {self.high:.10g}"
             elif self.low is not None:

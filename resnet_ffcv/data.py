@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from resnet_ffcv import augment, decoders
 from resnet_ffcv.augment import Augmentation
 from resnet_ffcv.beton import read_image_tables
-from resnet_ffcv.config import AugmentConfig, DataConfig
+from resnet_ffcv.config import AugmentConfig, DataConfig, TestConfig, TrainConfig
 from resnet_ffcv.encode import to_eight_bits
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.loader import Loader
 from resnet_ffcv.manifest import Manifest, read_manifest
+from resnet_ffcv.resized import ResizedImages
 from resnet_ffcv.stock import IntDecoder, OrderOption, Squeeze, ToDevice, ToTensor
 
 # torchvision's and timm's convention for ImageNet, of pixels from 0 to 1.
@@ -65,11 +66,16 @@ class Normalize(nn.Module):
 
 @dataclass
 class Data:
-    """What a training run reads. `test` is None where `val` is the test set itself."""
+    """What a training run reads.
+
+    `val` is shown after every epoch, one view of each image. `test`, at the end, is None where that
+    would be the same once more.
+    """
 
     train: Loader
+    window: decoders.ImageDecoder  # of the training images
     val: Loader
-    test: Loader | None
+    test: Loader | ResizedImages | None
     normalize: Normalize
     classes: list[str]
     fingerprint: str  # sha256 of the training file: a run goes on with the file it began with
@@ -93,9 +99,12 @@ class File:
 
 
 def load_data(
-    config: DataConfig, seed: int, test_batch_size: int, device: torch.device,
+    config: DataConfig,
+    test: TestConfig,
+    seed: int,
+    device: torch.device,
     changes: AugmentConfig | None = None,
-) -> Data:  # fmt: skip
+) -> Data:
     """Opens the files of a recipe; `changes` is what is done to training images, and to no others.
 
     Raises:
@@ -106,34 +115,31 @@ def load_data(
     if train_file.manifest.classes != test_file.manifest.classes:
         raise FailureError(f"{config.train} and {config.val} have different classes")
     learn, held_out = split_indices(train_file.manifest.samples, config.split, seed)
-    if config.split:
-        val = _test_loader(train_file, config, test_batch_size, device, indices=held_out)
-        test = _test_loader(test_file, config, test_batch_size, device)
-    else:
-        val, test = _test_loader(test_file, config, test_batch_size, device), None
+    val_file, shown = (train_file, held_out) if config.split else (test_file, None)
+    val = _view_loader(val_file, config, test, device, indices=shown)
+    is_other_test = config.split or test.name != "center"
+    window = training_window(train_file, config)
+    augmentations = build_augmentations(changes or AugmentConfig(), train_file.manifest)
     return Data(
-        train=_training_loader(
-            train_file,
-            config,
-            build_augmentations(changes or AugmentConfig(), train_file.manifest),
-            device,
-            indices=learn,
-            seed=seed,
+        train=_loader(
+            train_file, config, device, [window, *augmentations], config.batch_size,
+            order=OrderOption.RANDOM, indices=learn, seed=seed, on_error=config.on_error,
         ),
+        window=window,
         val=val,
-        test=test,
+        test=_test_images(test_file, config, test, device) if is_other_test else None,
         normalize=build_normalize(config).to(device),
         classes=train_file.manifest.classes,
         fingerprint=train_file.manifest.sha256,
-    )
+    )  # fmt: skip
 
 
 def load_test_data(
-    config: DataConfig, batch_size: int, device: torch.device
-) -> tuple[Loader, list[str]]:
-    """(Loader, class names) of data.val alone, for evaluation without training."""
+    config: DataConfig, test: TestConfig, device: torch.device
+) -> tuple[Loader | ResizedImages, list[str]]:
+    """(images of data.val by test.protocol, class names), for evaluation without training."""
     file = open_file(config.val, "data.val")
-    return _test_loader(file, config, batch_size, device), file.manifest.classes
+    return _test_images(file, config, test, device), file.manifest.classes
 
 
 def open_file(path: str, key: str) -> File:
@@ -221,54 +227,109 @@ def build_augmentations(config: AugmentConfig, manifest: Manifest) -> list[Augme
     return made
 
 
-def _training_loader(
-    file: File, config: DataConfig, augmentations: list[Augmentation], device: torch.device, *,
-    indices: np.ndarray, seed: int,
-) -> Loader:  # fmt: skip
-    size, flip = (config.resolution, config.resolution), 0.5 * config.flip
-    decoder: decoders.ImageDecoder
+def training_window(file: File, config: DataConfig) -> decoders.ImageDecoder:
+    """What shows a training image, by `data.crop`.
+
+    Raises:
+        UsageError: a window that the file's images, or the other keys, do not allow.
+    """
+    size, flip, filter_ = (config.resolution,) * 2, 0.5 * config.flip, config.filter
     if config.crop == "random_resized":
-        decoder = decoders.RandomResizedCrop(size, (config.min_area, 1.0), flip=flip)
-    elif config.crop == "scale":
+        area = (config.min_area, 1.0)
+        return decoders.RandomResizedCrop(size, area, flip=flip, filter=filter_)
+    if config.crop == "scale":
         sides = (config.least_side, config.most_side)
         if not config.resolution <= config.least_side <= config.most_side:
             raise UsageError(
                 f"data.least_side={sides[0]}, data.most_side={sides[1]}: wanted are sides from "
                 f"data.resolution={config.resolution}, the smaller one first"
             )
-        decoder = decoders.ScaleCrop(size, sides, flip=flip)
-    elif config.crop == "center":
-        decoder = decoders.CenterCrop(size, config.center_ratio, flip=flip)
-    else:
-        if file.constant_size != size:
-            raise UsageError(
-                f"data.crop=pad wants images of {size[0]} x {size[0]} pixels (data.resolution), "
-                f"{file.path} has others; try data.crop=random_resized"
-            )
-        decoder = decoders.PadCrop(size, config.padding, flip=flip)
-    return _loader(
-        file, config, device, [decoder, *augmentations], config.batch_size,
-        order=OrderOption.RANDOM, indices=indices, seed=seed, on_error=config.on_error,
-    )  # fmt: skip
+        return decoders.ScaleCrop(size, sides, flip=flip, filter=filter_)
+    if config.crop == "center":
+        return decoders.CenterCrop(size, config.center_ratio, flip=flip, filter=filter_)
+    if file.constant_size != size:
+        raise UsageError(
+            f"data.crop=pad wants images of {size[0]} x {size[0]} pixels (data.resolution), "
+            f"{file.path} has others; try data.crop=random_resized"
+        )
+    return decoders.PadCrop(size, config.padding, flip=flip)
 
 
-def _test_loader(
+def view_side(config: DataConfig, test: TestConfig) -> int:
+    """Pixels a side of the views that a model is tested on."""
+    return test.resolution or config.resolution
+
+
+def view(config: TrainConfig) -> dict[str, Any]:
+    """How a model is shown an image: what a checkpoint records of it, by the names of `data`."""
+    data = config.data
+    return {
+        "resolution": view_side(data, config.test),
+        "center_ratio": data.center_ratio,
+        "filter": data.filter,
+    }
+
+
+def view_window(
+    config: DataConfig, test: TestConfig, protocol: str = "center"
+) -> decoders.ImageDecoder:
+    """What shows an image to a model that is tested: one view, or ten.
+
+    Raises:
+        UsageError: ten crops that would all be the same.
+    """
+    side = view_side(config, test)
+    if protocol == "center":
+        return decoders.CenterCrop((side, side), config.center_ratio, filter=config.filter)
+    short_side = round(side / config.center_ratio)
+    if short_side == side:
+        raise UsageError(
+            f"test.protocol=ten_crop crops {side} pixels of a short side of {short_side}, the same "
+            "ten times for a square image; give data.center_ratio, such as 0.875"
+        )
+    return decoders.TenCrop((side, side), short_side, filter=config.filter)
+
+
+def _view_loader(
     file: File,
     config: DataConfig,
-    batch_size: int,
+    test: TestConfig,
     device: torch.device,
     *,
+    protocol: str = "center",
     indices: np.ndarray | None = None,
 ) -> Loader:
+    window = view_window(config, test, protocol)
+    views = int(np.prod(window.views, dtype=int)) * (1 + test.flip)
     return _loader(
-        file, config, device, [test_decoder(config.resolution, config.center_ratio)], batch_size,
+        file, config, device, [window], max(1, test.batch_size // views),
         order=OrderOption.SEQUENTIAL, indices=indices, seed=0,
     )  # fmt: skip
 
 
-def test_decoder(resolution: int, center_ratio: float) -> decoders.ImageDecoder:
-    """What shows an image to a model that is tested."""
-    return decoders.CenterCrop((resolution, resolution), center_ratio)
+def _test_images(
+    file: File, config: DataConfig, test: TestConfig, device: torch.device
+) -> Loader | ResizedImages:
+    if test.protocol != "multiscale":
+        return _view_loader(file, config, test, device, protocol=test.protocol)
+    side = view_side(config, test)
+    if min(test.sides) < side:
+        raise UsageError(
+            f"test.sides: a short side of {min(test.sides)} is less than the {side} pixels of "
+            "test.resolution or data.resolution, which the network sees at once"
+        )
+    return ResizedImages(
+        file.path,
+        test.sides,
+        resolution=side,
+        batch_size=test.batch_size,
+        num_workers=_workers(config),
+        filter=config.filter,
+    )
+
+
+def _workers(config: DataConfig) -> int:
+    return config.num_workers or len(os.sched_getaffinity(0))
 
 
 def _loader(
@@ -284,7 +345,7 @@ def _loader(
     return Loader(
         file.path,
         min(batch_size, samples),
-        num_workers=config.num_workers or len(os.sched_getaffinity(0)),
+        num_workers=_workers(config),
         pipelines={
             "image": [*operations, ToTensor(), *move],
             "label": [IntDecoder(), ToTensor(), Squeeze(1), *move],
@@ -294,8 +355,8 @@ def _loader(
     )
 
 
-def read_picture(path: Path, resolution: int, center_ratio: float) -> np.ndarray:
-    """A picture as a test Loader gives it: uint8 (resolution, resolution, 3), its centre window.
+def read_picture(path: Path, window: decoders.ImageDecoder) -> np.ndarray:
+    """What `window` shows of a picture: uint8 (height, width, 3).
 
     Raises:
         FailureError: no such file, or no picture.
@@ -305,7 +366,7 @@ def read_picture(path: Path, resolution: int, center_ratio: float) -> np.ndarray
             image = to_eight_bits(opened).convert("RGB")
     except Exception as error:  # Pillow's plugins raise nearly anything
         raise FailureError(f"picture {path} cannot be read: {error}") from error
-    return test_decoder(resolution, center_ratio).show(np.array(image))
+    return window.show(np.array(image))
 
 
 def readable_name(name: str) -> str:

@@ -24,12 +24,16 @@ from resnet_ffcv.data import (
     open_file,
     read_picture,
     readable_name,
+    view,
+    view_side,
+    view_window,
 )
 from resnet_ffcv.errors import FailureError, UsageError
+from resnet_ffcv.export import find_writer
 from resnet_ffcv.models import build_model, load_weights, read_weights
-from resnet_ffcv.models.weights import NEW_HEAD
+from resnet_ffcv.models.weights import NEW_HEAD, SPEC
 from resnet_ffcv.runs import Record, Run
-from resnet_ffcv.testing import Clock, Counts
+from resnet_ffcv.testing import Clock, Counts, Setting
 from resnet_ffcv.training import (
     Display,
     Trainer,
@@ -40,7 +44,12 @@ from resnet_ffcv.training import (
 )
 
 # torchvision's convention, of weights that do not say how their images were seen.
-FOREIGN_VIEW = {"normalize": "imagenet", "resolution": 224, "center_ratio": 0.875}
+FOREIGN_VIEW = {
+    "normalize": "imagenet",
+    "resolution": 224,
+    "center_ratio": 0.875,
+    "filter": "triangle",
+}
 OTHER_CLASSES = "data.val names the file whose classes the model is tested on"
 
 Given = dict[str, Any]  # the keys that a file or the command line set
@@ -89,9 +98,7 @@ def _prepare(
     config: TrainConfig, device: torch.device
 ) -> tuple[Data, nn.Module, torch.optim.Optimizer]:
     seed_generators(config.training.seed)
-    data = load_data(
-        config.data, config.training.seed, config.test.batch_size, device, config.augment
-    )
+    data = load_data(config.data, config.test, config.training.seed, device, config.augment)
     model = _build(config, len(data.classes), device)
     batch_size, images = data.train.batch_size, len(data.train.indices)
     _check_fit(config, model, device, smallest_batch=images % batch_size or batch_size)
@@ -108,6 +115,7 @@ def _build(
         shortcut=chosen.shortcut,
         stride_in=chosen.stride_in,
         zero_init=chosen.zero_init,
+        blurpool=chosen.blurpool,
     )
     if chosen.weights is not None:
         load_weights(model, chosen.weights, head=chosen.pretrained_head, hint=hint)
@@ -182,13 +190,14 @@ def _train(
         _announce(trainer)
         tested = trainer.train()
         if data.test:
-            tested = trainer.test(data.test, "test")
+            tested = trainer.test(data.test, "test", flip=config.test.flip)
     train_seconds, wait_seconds = run.total("train_seconds"), run.total("wait_seconds")
     timed = sum(r["images_per_s"] * r["train_seconds"] for r in run.records)  # by this process
     damaged = data.train.damaged
     result = {
         **_accuracy(tested),
-        "protocol": config.test.protocol,
+        "parameters": count_parameters(model),
+        "protocol": config.test.name,
         "epochs": trainer.step / trainer.steps_per_epoch,
         "images_per_s": timed / train_seconds,
         "damaged": len(damaged),
@@ -197,7 +206,6 @@ def _train(
     run.finish(result)
     _show_result(
         f"{config.model.name} in {run.folder}",
-        model,
         result,
         {
             "waiting for data": f"{wait_seconds / train_seconds:.1%}",
@@ -213,7 +221,7 @@ def evaluate(config: TrainConfig, given: Given) -> dict[str, Any]:
     device = pick_device(config.training)
     weights = _weights(config)
     config = adopt_checkpoint(config, given, weights)
-    loader, classes = load_test_data(config.data, config.test.batch_size, device)
+    images, classes = load_test_data(config.data, config.test, device)
     if weights.get("classes", classes) != classes:
         raise FailureError(f"{config.model.weights} and {config.data.val} have different classes")
     model = _build(config, len(classes), device, hint=OTHER_CLASSES)
@@ -222,8 +230,9 @@ def evaluate(config: TrainConfig, given: Given) -> dict[str, Any]:
     precision = pick_precision(config, device).training.precision
     with commandline.progress() as progress:
         bar, clock = _Bar(progress), Clock()
-        bar.begin("test", len(loader.indices))
-        counts = testing.evaluate(model, loader, normalize, device, precision, bar.advance, clock)
+        bar.begin("test", len(images.indices))
+        setting = Setting(normalize, device, precision, bar.advance)
+        counts = testing.evaluate(model, images, setting, flip=config.test.flip, clock=clock)
     if not math.isfinite(counts.loss):
         raise FailureError(
             f"the loss of {config.model.weights} on {config.data.val} is not finite: weights of a "
@@ -231,12 +240,13 @@ def evaluate(config: TrainConfig, given: Given) -> dict[str, Any]:
         )
     result = {
         **_accuracy(counts),
-        "protocol": config.test.protocol,
+        "parameters": count_parameters(model),
+        "protocol": config.test.name,
         "epochs": None,
         "images_per_s": counts.seen / clock.seconds,
         "run": None,
     }
-    _show_result(f"{config.model.weights} on {config.data.val}", model, result, {})
+    _show_result(f"{config.model.weights} on {config.data.val}", result, {})
     return result
 
 
@@ -248,7 +258,7 @@ def predict(config: TrainConfig, given: Given, picture: str) -> dict[str, Any]:
     classes = weights.get("classes") or _classes_of_foreign_weights(config, given)
     model = _build(config, len(classes), device, hint=OTHER_CLASSES).eval()
     _check_fit(config, model, device)
-    pixels = read_picture(Path(picture), config.data.resolution, config.data.center_ratio)
+    pixels = read_picture(Path(picture), view_window(config.data, config.test))
     normalize = _normalize(config, given, weights)
     with torch.inference_mode():
         inputs = normalize(torch.from_numpy(pixels)[None]).to(device)
@@ -258,6 +268,24 @@ def predict(config: TrainConfig, given: Given, picture: str) -> dict[str, Any]:
     rows = [(name, f"{p:.1%}") for name, p in zip(names, probabilities, strict=True)]
     show_table(picture, ("class", "probability"), rows)
     return {"image": picture, "classes": names, "probabilities": probabilities}
+
+
+def export(config: TrainConfig, given: Given, file: str) -> dict[str, Any]:
+    """Writes model.weights as a file of another program; its ending says which."""
+    path = Path(file)
+    write = find_writer(path)
+    weights = _weights(config)
+    config = adopt_checkpoint(config, given, weights)
+    classes = weights.get("classes") or _classes_of_foreign_weights(config, given)
+    model = _build(config, len(classes), torch.device("cpu"), hint=OTHER_CLASSES).eval()
+    _check_fit(config, model, torch.device("cpu"))
+    with console.status(f"writing {path}"):
+        facts = {"classes": classes, "view": view(config)}
+        found = write(path, model, _normalize(config, given, weights), facts)
+    size = path.stat().st_size
+    rows = [("file", str(path)), ("bytes", f"{size:,}"), ("", found)]
+    show_table(f"{config.model.name} of {config.model.weights}", ("", ""), rows)
+    return {"export": file, "bytes": size, "note": found}
 
 
 def _weights(config: TrainConfig) -> dict[str, Any]:
@@ -272,11 +300,11 @@ def adopt_checkpoint(config: TrainConfig, given: Given, weights: dict[str, Any])
     """The configuration with what a checkpoint of ours records, where no key was given for it.
 
     Weights from elsewhere record no view of the images: there torchvision's convention stands for
-    what was not given (its mean and standard deviation, the centre 224 of 256 pixels).
+    what was not given (its mean and standard deviation, its filter, the centre 224 of 256 pixels).
     """
     found = {"data": weights.get("view", FOREIGN_VIEW)}
     if "spec" in weights:
-        found["model"] = {name: weights["spec"][name] for name in ("name", "shortcut", "stride_in")}
+        found["model"] = {name: weights["spec"][name] for name in SPEC if name != "num_classes"}
     for section, values in found.items():
         free = {name: v for name, v in values.items() if f"{section}.{name}" not in given}
         config = replace(config, **{section: replace(getattr(config, section), **free)})
@@ -286,8 +314,15 @@ def adopt_checkpoint(config: TrainConfig, given: Given, weights: dict[str, Any])
 def _normalize(config: TrainConfig, given: Given, weights: dict[str, Any]) -> Normalize:
     if "normalize" not in weights or "data.normalize" in given:
         return build_normalize(config.data)
-    normalize, side = Normalize(**weights["normalize"]), config.data.resolution
-    if normalize.mean.shape[1:] not in ((1, 1), (side, side)):
+    normalize = Normalize(**weights["normalize"])
+    side = view_side(config.data, config.test)
+    is_one_size = normalize.mean.shape[1:] != (1, 1)
+    if is_one_size and config.test.protocol == "multiscale":
+        raise UsageError(
+            f"{config.model.weights} subtracts a mean for each pixel of one size; "
+            "test.protocol=multiscale has many"
+        )
+    if is_one_size and normalize.mean.shape[1:] != (side, side):
         raise UsageError(
             f"{config.model.weights} subtracts a mean of {normalize.mean.shape[2]} x "
             f"{normalize.mean.shape[1]} pixels (data.normalize=pixel_mean), data.resolution is "
@@ -311,9 +346,13 @@ def _accuracy(counts: Counts) -> dict[str, Any]:
     }
 
 
+def count_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def _announce(trainer: Trainer) -> None:
     config, data = trainer.config, trainer.data
-    parameters = sum(p.numel() for p in trainer.model.parameters())
+    parameters = count_parameters(trainer.model)
     console.print(
         f"{config.model.name}, {parameters:,} parameters, on {trainer.device}; "
         f"{len(data.train.indices):,} images to learn from, {len(data.val.indices):,} to validate; "
@@ -327,9 +366,9 @@ def _how_to_go_on(run: Run) -> str:
     return f"Last checkpoint: {checkpoint}; go on with --run.resume={run.folder}"
 
 
-def _show_result(title: str, model: nn.Module, result: Given, more: dict[str, str]) -> None:
+def _show_result(title: str, result: Given, more: dict[str, str]) -> None:
     facts = {
-        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "parameters": f"{result['parameters']:,}",
         "epochs": "-" if result["epochs"] is None else f"{result['epochs']:g}",
         "top-1": f"{result['top1']:.2f} %",
         "top-5": "-" if result["top5"] is None else f"{result['top5']:.2f} %",
@@ -350,7 +389,7 @@ class _Bar(Display):
     def begin(self, what: str, images: int) -> None:
         self.progress.reset(self.task, total=images, description=what)
 
-    def advance(self, images: int) -> None:
+    def advance(self, images: float) -> None:
         self.progress.advance(self.task, images)
 
     def look(self, counts: Counts) -> None:

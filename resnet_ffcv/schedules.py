@@ -108,6 +108,32 @@ def cosine(config: LearningRateConfig, now: Moment) -> float:
     return config.final + (config.base - config.final) * (1 + math.cos(math.pi * share)) / 2
 
 
+def exponential(config: LearningRateConfig, now: Moment) -> float:
+    """`base` times a power, from `base` to `final` after the last step; constant in each unit.
+
+    In units of epochs it is torch's ExponentialLR with gamma = (final / base) ** (1 / epochs).
+    """
+    share = now.step // now.unit * now.unit / now.total_steps
+    return config.base * float((config.final / config.base) ** share)
+
+
+def restarts(config: LearningRateConfig, now: Moment) -> float:
+    """`cycles` cosines to `final`, each after a rise over `cycle_rise` of it (Loshchilov 2017).
+
+    As torch's CosineAnnealingWarmRestarts, where cycles are whole steps and nothing rises.
+    """
+    sizes = [config.cycle_growth**number for number in range(config.cycles)]
+    ends = [now.step_at(sum(sizes[: number + 1]) / sum(sizes)) for number in range(config.cycles)]
+    number = min(sum(now.step >= end for end in ends), config.cycles - 1)
+    start = ends[number - 1] if number else 0
+    share = (now.step - start) / max(1, ends[number] - start)
+    peak = config.base * float(config.cycle_peak**number)
+    if share < config.cycle_rise:
+        return config.final + (peak - config.final) * share / config.cycle_rise
+    fallen = (share - config.cycle_rise) / max(1 - config.cycle_rise, 1e-9)
+    return config.final + (peak - config.final) * (1 + math.cos(math.pi * fallen)) / 2
+
+
 def triangular(config: LearningRateConfig, now: Moment) -> float:
     """Up from `base`/n at step 0 to `base` at step n - 1, then down to `final` after the last step.
 
@@ -126,5 +152,22 @@ SCHEDULES: dict[str, Callable[[LearningRateConfig, Moment], float]] = {
     "multistep": multistep,
     "plateau": plateau,
     "cosine": cosine,
+    "exponential": exponential,
+    "restarts": restarts,
     "triangular": triangular,
 }
+
+
+def resolution(start: int, end: int, growth: tuple[float, ...], share: float) -> int:
+    """Pixels a side at a `share` of the run: `start` to `growth[0]` of it, `end` from `growth[1]`.
+
+    Between them in steps of 16, so that few sizes are met, and none at the ends is missed.
+    """
+    first, last = growth
+    if share >= last:
+        return end
+    if share < first:
+        return start
+    grown = start + (end - start) * (share - first) / (last - first)
+    low, high = sorted((start, end))
+    return min(max(round(grown / 16) * 16, low), high)

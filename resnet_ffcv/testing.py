@@ -1,5 +1,6 @@
 """Evaluation: counts of what a model gets right, over every image once."""
 
+import math
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from resnet_ffcv.data import Normalize
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.loader import Loader
+from resnet_ffcv.models import as_fully_convolutional
+from resnet_ffcv.resized import ResizedImages
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -94,11 +97,11 @@ class Clock:
         self.began = self.seconds = self.waiting = 0.0
         self.compiled = False
 
-    def time(self, batches: Loader) -> Generator[Any, None, None]:
+    def time(self, batches: "Images") -> Generator[Any, None, None]:
         """The batches of a pass, timed from here on; ends the pass when it is closed."""
         self.began = asked = time.perf_counter()
         self.waiting = 0.0
-        iterator = iter(batches)
+        iterator: Any = iter(batches)
         with closing(iterator):
             for batch in iterator:
                 arrived = time.perf_counter()
@@ -121,37 +124,111 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     )
 
 
+Images = Loader | ResizedImages
+Scored = Generator[tuple[Tensor, Tensor], None, None]  # logits (n, classes), labels (n,)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a model is asked: `device`, autocast's `precision`, and what its inputs are made by.
+
+    `on_images` is told how many more images are done (a fraction of one, where each is seen several
+    times over), for a progress bar; `clock` times the test.
+    """
+
+    normalize: Normalize
+    device: torch.device
+    precision: str
+    on_images: Callable[[float], Any] = lambda _: None
+
+    def ask(self, model: nn.Module, images: Tensor) -> Tensor:
+        """float32 logits for uint8 images (n, height, width, 3)."""
+        with autocast(self.device, self.precision):
+            logits: Tensor = model(self.normalize(images)).float()
+        return logits
+
+
 def evaluate(
-    model: Callable[[Tensor], Tensor],
-    loader: Loader,
-    normalize: Normalize,
-    device: torch.device,
-    precision: str,
-    on_images: Callable[[int], Any] = lambda _: None,
+    model: nn.Module,
+    images: Images,
+    setting: Setting,
+    *,
+    flip: bool = False,
     clock: Clock | None = None,
 ) -> Counts:
-    """Tests `model`, in evaluation mode, on every image of `loader` once; one view of each.
+    """Tests `model`, in evaluation mode, on every image of `images` once.
+
+    Softmax scores are averaged over the views of an image, and over their mirror images.
 
     Args:
-        on_images: called with the number of images of each batch, for a progress bar.
-        clock: times the test.
+        images: a Loader of views (n, height, width, 3) or (n, views, height, width, 3), and labels;
+            or whole images, for the fully convolutional form (He et al. 2015, section 3.4).
+        flip: also show the mirror image of each of a Loader's views.
 
     Raises:
-        FailureError: the loader gave another number of images than its file holds.
+        UsageError: whole images, and a model that has no fully convolutional form.
+        FailureError: another number of images came than the file holds, or one is damaged.
     """
-    if isinstance(model, nn.Module):
-        model.eval()
-    meter, clock = Meter(device), clock or Clock()
-    with torch.inference_mode(), closing(clock.time(loader)) as batches:
-        for images, labels in batches:
-            with autocast(device, precision):
-                logits = model(normalize(images)).float()
+    model.eval()
+    clock = clock or Clock()
+    meter = Meter(setting.device)
+    if isinstance(images, ResizedImages):
+        scored = _score_whole_images(model, images, setting, clock)
+    else:
+        scored = _score_views(model, images, setting, clock, flip=flip)
+    with torch.inference_mode(), closing(scored):
+        for logits, labels in scored:
             meter.add(logits, labels, F.cross_entropy(logits, labels))
-            on_images(len(labels))
-    if meter.seen != len(loader.indices):
+    if meter.seen != len(images.indices):
         raise FailureError(
-            f"{loader.fname}: {meter.seen} images were tested, it holds {len(loader.indices)}"
+            f"{images.fname}: {meter.seen} images were tested, it holds {len(images.indices)}"
         )
     counts = meter.counts()  # waits for the device
     clock.stop()
     return counts
+
+
+def mean_score(logits: Tensor, dim: int) -> Tensor:
+    """The logarithm of the softmax scores' mean over `dim`; classes are the last dimension.
+
+    Logits of views go in, logits of the image come out: their softmax is that mean.
+    """
+    return logits.log_softmax(-1).logsumexp(dim) - math.log(logits.shape[dim])
+
+
+def _score_views(
+    model: nn.Module, loader: Loader, setting: Setting, clock: Clock, *, flip: bool
+) -> Scored:
+    with closing(clock.time(loader)) as batches:
+        for images, labels in batches:
+            views = images if images.ndim == 5 else images[:, None]
+            if flip:
+                views = torch.cat((views, views.flip(3)), 1)
+            logits = setting.ask(model, views.flatten(0, 1))
+            logits = logits.view(*views.shape[:2], -1)
+            yield logits[:, 0] if views.shape[1] == 1 else mean_score(logits, 1), labels
+            setting.on_images(len(labels))
+
+
+def _score_whole_images(
+    model: nn.Module, images: ResizedImages, setting: Setting, clock: Clock
+) -> Scored:
+    dense = as_fully_convolutional(model, images.resolution, setting.device)
+    labels = torch.from_numpy(images.labels).to(setting.device)
+    scores = torch.zeros(len(labels), 0)  # sums of softmax scores: as many for each image
+    with closing(clock.time(images)) as batches:
+        for places, pixels in batches:
+            whole = torch.from_numpy(pixels).to(setting.device)
+            found = dense_scores(dense, whole, setting) + dense_scores(
+                dense, whole.flip(2), setting
+            )
+            if not scores.numel():
+                scores = found.new_zeros(len(labels), found.shape[1])
+            scores.index_add_(0, torch.from_numpy(places).to(setting.device), found)
+            setting.on_images(len(places) / len(images.sides))
+    yield scores.clamp_min(torch.finfo(scores.dtype).tiny).log(), labels
+
+
+def dense_scores(dense: nn.Module, images: Tensor, setting: Setting) -> Tensor:
+    """Softmax scores (n, classes), averaged over the places where the classifier was applied."""
+    return setting.ask(dense, images).softmax(1).mean((2, 3))

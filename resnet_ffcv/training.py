@@ -4,22 +4,25 @@ import itertools
 import math
 import random
 import time
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timm.data import Mixup
+from timm.data.mixup import mixup_target
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from resnet_ffcv import config as configuration
-from resnet_ffcv.config import TrainConfig, TrainingConfig
-from resnet_ffcv.data import Data, short_name
+from resnet_ffcv.config import AugmentConfig, TrainConfig, TrainingConfig
+from resnet_ffcv.data import Data, short_name, view
 from resnet_ffcv.errors import FailureError, UsageError
-from resnet_ffcv.loader import Loader
 from resnet_ffcv.runs import Record, Run, last_is_best
-from resnet_ffcv.schedules import learning_rate
-from resnet_ffcv.testing import Clock, Counts, Meter, autocast, evaluate
+from resnet_ffcv.schedules import learning_rate, resolution
+from resnet_ffcv.testing import Clock, Counts, Images, Meter, Setting, autocast, evaluate
 
 SECONDS_BETWEEN_LOOKS = 1.0  # at the loss, for people and for NaN; each look waits for the device
 
@@ -30,7 +33,7 @@ class Display:
     def begin(self, what: str, images: int) -> None:
         """A pass over so many images begins."""
 
-    def advance(self, images: int) -> None:
+    def advance(self, images: float) -> None:
         """So many more images are done."""
 
     def look(self, counts: Counts) -> None:
@@ -68,6 +71,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
         # The compiled form shares its parameters with `model`.
         self.forward = torch.compile(model) if config.training.compile else model
+        decay = config.training.ema
+        self.average = ModelEmaV3(model, decay, use_warmup=True) if decay else None
+        self.mix = build_mixing(config.augment, config.training.label_smoothing, len(data.classes))
         self.steps_per_epoch = len(data.train)
         in_epochs = (config.training.epochs or 0) * self.steps_per_epoch
         self.total_steps = config.training.iterations or in_epochs
@@ -116,6 +122,8 @@ class Trainer:
         steps = min(self.steps_per_epoch - done, self.total_steps - self.step)
         rest = len(self.data.train.indices) - done * batch_size
         self.display.begin(f"epoch {epoch + 1}", min(steps * batch_size, rest))
+        side = self._resolution(epoch)
+        self.data.window.output_size = (side, side)
         order = {**self.data.train.state_dict(), "epoch": epoch, "samples": done * batch_size}
         self.data.train.load_state_dict(order)
         self.model.train()
@@ -140,29 +148,44 @@ class Trainer:
         rate = self._learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        inputs = self.data.normalize(images)
+        inputs, targets = self.data.normalize(images), labels
         if self.step == 0:
             self._draw_batch(inputs, labels)
+        smoothing = self.config.training.label_smoothing
+        if self.mix is not None:
+            (inputs, targets), smoothing = self.mix(inputs, labels), 0.0  # it smooths them, too
         with autocast(self.device, self.config.training.precision):
             logits = self.forward(inputs).float()
-        smoothing = self.config.training.label_smoothing
-        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         meter.add(logits.detach(), labels, loss.detach(), self.step)
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.model, self.step)
 
-    def test(self, loader: Loader, what: str) -> Counts:
-        """Tests the model as it is on every image of `loader`."""
-        self.display.begin(what, len(loader.indices))
+    @property
+    def tested_model(self) -> nn.Module:
+        """The one that is tested and kept: the moving average, where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def test(self, images: Images, what: str, *, flip: bool = False) -> Counts:
+        """Tests the model as it is on every one of `images`."""
+        self.display.begin(what, len(images.indices))
         precision, normalize = self.config.training.precision, self.data.normalize
-        advance = self.display.advance
-        counts = evaluate(self.model, loader, normalize, self.device, precision, advance)
+        setting = Setting(normalize, self.device, precision, self.display.advance)
+        counts = evaluate(self.tested_model, images, setting, flip=flip)
         if not math.isfinite(counts.loss):
             raise self._not_finite(f"the {what} loss is not finite after step {self.step}")
         return counts
+
+    def _resolution(self, epoch: int) -> int:
+        """Pixels a side of an epoch's images."""
+        data = self.config.data
+        start, share = data.start_resolution, epoch * self.steps_per_epoch / self.total_steps
+        return resolution(start or data.resolution, data.resolution, data.growth, share)
 
     def _learning_rate(self) -> float:
         return learning_rate(
@@ -216,14 +239,12 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the run depends on, as tensors and plain values."""
         return {
-            "model": self.model.state_dict(),
+            "model": self.tested_model.state_dict(),
+            "trained": self.model.state_dict() if self.average is not None else None,
             "spec": self.model.spec,
             "classes": self.data.classes,
             "normalize": self.data.normalize.state_dict(),
-            "view": {
-                "resolution": self.config.data.resolution,
-                "center_ratio": self.config.data.center_ratio,
-            },
+            "view": view(self.config),
             "config": configuration.to_dict(self.config),
             "dataset": self.data.fingerprint,
             "step": self.step,
@@ -245,7 +266,9 @@ class Trainer:
                 f"{self.config.data.train} is not the file this run began with: its checksum is "
                 f"{self.data.fingerprint[:12]}, the checkpoint's {state['dataset'][:12]}"
             )
-        self.model.load_state_dict(state["model"])
+        self.tested_model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.model.load_state_dict(state["trained"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
@@ -255,8 +278,33 @@ class Trainer:
         restore_generators(state["generators"])
 
 
+Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def build_mixing(config: AugmentConfig, smoothing: float, classes: int) -> Mixing | None:
+    """Mixup and CutMix by timm: (inputs, labels (n,)) -> inputs, targets (n, classes); or None.
+
+    They blend each image with one other of its batch; of an odd number the last stays as it is.
+    They draw from NumPy's generator, whose state is in the checkpoint.
+    """
+    if not config.mixup and not config.cutmix:
+        return None
+    options = {"label_smoothing": smoothing, "num_classes": classes}
+    mixup = Mixup(config.mixup, config.cutmix, **options)
+
+    def mix(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        even = len(labels) // 2 * 2
+        mixed, targets = mixup(inputs[:even], labels[:even])
+        if even == len(labels):
+            return mixed, targets
+        last = mixup_target(labels[even:], classes, lam=1.0, smoothing=smoothing)
+        return torch.cat((mixed, inputs[even:])), torch.cat((targets, last))
+
+    return mix
+
+
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW. With `decay_all` false, norms and biases (one-dimensional) are not decayed.
+    """The optimiser. With `decay_all` false, norms and biases (one-dimensional) are not decayed.
 
     Raises:
         UsageError: what torch refuses, such as Nesterov's momentum of 0.
@@ -268,15 +316,18 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
             {"params": [p for p in parameters if p.ndim > 1]},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-    decay = config.weight_decay
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "nadam": torch.optim.NAdam,
+        "sgd": torch.optim.SGD,
+    }
+    options: dict[str, Any] = {"betas": (config.momentum, 0.999)}
+    if config.optimizer == "sgd":
+        options = {"momentum": config.momentum, "nesterov": config.nesterov}
     try:  # the rate is set at every step
-        if config.optimizer == "adamw":
-            betas = (config.momentum, 0.999)
-            return torch.optim.AdamW(groups, lr=0.0, betas=betas, weight_decay=decay)
-        momentum, nesterov = config.momentum, config.nesterov
-        return torch.optim.SGD(
-            groups, lr=0.0, momentum=momentum, nesterov=nesterov, weight_decay=decay
-        )
+        kind = kinds[config.optimizer]
+        return kind(groups, lr=0.0, weight_decay=config.weight_decay, **options)
     except ValueError as error:
         raise UsageError(f"training.optimizer={config.optimizer}: {error}") from error
 

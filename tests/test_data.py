@@ -18,9 +18,11 @@ from resnet_ffcv.config import (
     ImageConfig,
     OutputConfig,
     SourceConfig,
+    TestConfig,
     WriteConfig,
 )
 from resnet_ffcv.data import Normalize, load_data, load_test_data, read_picture, split_indices
+from resnet_ffcv.decoders import CenterCrop
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.progress import Report
 from resnet_ffcv.sources import open_source
@@ -72,7 +74,7 @@ def test_normalisation_is_that_of_the_stored_training_pixels(
 
 def test_test_images_come_whole_and_in_order(sample_folder: Path) -> None:
     config = recipe(sample_folder, split=10)
-    loaded = load_data(config, seed=0, test_batch_size=7, device=CPU)
+    loaded = load_data(config, TestConfig(batch_size=7), 0, CPU)
     learn, held_out = split_indices(64, 10, 0)
     assert (len(loaded.train.indices), len(loaded.val.indices)) == (54, 10)
     assert loaded.test is not None
@@ -110,7 +112,7 @@ def test_what_does_not_fit_the_file_is_named(
     sample_folder: Path, options: dict[str, object], error: type, message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        load_data(recipe(sample_folder, **options), seed=0, test_batch_size=8, device=CPU)
+        load_data(recipe(sample_folder, **options), TestConfig(batch_size=8), 0, CPU)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,9 @@ def test_training_images_are_changed_and_no_others(
     for operation in made:
         if isinstance(operation, augment.RandomErasing | augment.Cutout):
             np.testing.assert_allclose(operation.fill, 255 * np.array(manifest.mean), atol=0.5)
-    plain, changed = (load_data(config, 0, 8, CPU, c) for c in (None, changes))
+    plain, changed = (
+        load_data(config, TestConfig(batch_size=8), 0, CPU, c) for c in (None, changes)
+    )
     for name in ("train", "val", "test"):
         one, other = ([i.clone() for i, _ in getattr(d, name)] for d in (plain, changed))
         same = all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
@@ -146,14 +150,16 @@ def test_training_images_are_changed_and_no_others(
 
 def test_the_papers_scale_augmentation(sample_folder: Path) -> None:
     config = recipe(sample_folder, crop="scale", least_side=40, most_side=64, resolution=32)
-    images = torch.cat([i.clone() for i, _ in load_data(config, 0, 8, CPU).train])
+    images = torch.cat(
+        [i.clone() for i, _ in load_data(config, TestConfig(batch_size=8), 0, CPU).train]
+    )
     assert images.shape == (64, 32, 32, 3)
     assert len({i.numpy().tobytes() for i in images}) == 64
 
 
 def test_a_window_of_one_pixel_is_the_smallest(sample_folder: Path) -> None:
     config = recipe(sample_folder, center_ratio=0.03)
-    loader, _ = load_test_data(config, batch_size=64, device=CPU)
+    loader, _ = load_test_data(config, TestConfig(batch_size=64), CPU)
     ((images, _),) = [(images.numpy().copy(), labels) for images, labels in loader]
     assert (images == images[:, :1, :1]).all()  # 32 x 32 pixels, all of the one in the middle
 
@@ -172,7 +178,7 @@ def test_files_of_different_classes_are_refused(sample_folder: Path, tmp_path: P
     copy_files(sample_folder, tmp_path)
     change_manifest(tmp_path / "val.beton.json", classes=[str(number) for number in range(10)])
     with pytest.raises(FailureError, match="different classes"):
-        load_data(recipe(tmp_path), seed=0, test_batch_size=8, device=CPU)
+        load_data(recipe(tmp_path), TestConfig(batch_size=8), 0, CPU)
 
 
 def test_a_file_whose_tables_are_damaged_is_refused(sample_folder: Path, tmp_path: Path) -> None:
@@ -184,7 +190,7 @@ def test_a_file_whose_tables_are_damaged_is_refused(sample_folder: Path, tmp_pat
     content[row + beton.RGB_ROW.fields["data_ptr"][1]] ^= 1  # it begins a byte later, or earlier
     path.write_bytes(content)
     with pytest.raises(FailureError, match=r"train\.beton is damaged: a sample without its region"):
-        load_data(recipe(tmp_path), seed=0, test_batch_size=8, device=CPU)
+        load_data(recipe(tmp_path), TestConfig(batch_size=8), 0, CPU)
 
 
 def test_a_constant_channel_is_not_divided_by_nothing(sample_folder: Path, tmp_path: Path) -> None:
@@ -210,7 +216,7 @@ def test_a_mean_image_that_is_gone_is_named(sample_folder: Path, tmp_path: Path)
 
 def epochs_of(config: DataConfig, count: int) -> tuple[np.ndarray, np.ndarray]:
     """(training images (count * 64, ...) as they come, the stored image of each)."""
-    loader = load_data(config, seed=0, test_batch_size=8, device=CPU).train
+    loader = load_data(config, TestConfig(batch_size=8), 0, CPU).train
     found = [images.numpy().copy() for _ in range(count) for images, _ in loader]
     orders = [np.random.default_rng((0, epoch)).permutation(64) for epoch in range(count)]
     return np.concatenate(found), sample_pixels()[np.concatenate(orders)]
@@ -272,7 +278,7 @@ def test_images_of_every_mode_train_and_test(tmp_path: Path, mode: str) -> None:
     config = WriteConfig(output=OutputConfig(str(tmp_path)), image=image)
     write_dataset(source, config, Report())
     options = {"crop": "random_resized", "resolution": 24, "center_ratio": 0.8, "batch_size": 5}
-    loaded = load_data(recipe(tmp_path, **options), seed=0, test_batch_size=10, device=CPU)
+    loaded = load_data(recipe(tmp_path, **options), TestConfig(batch_size=10), 0, CPU)
     batches = [images.numpy().copy() for images, _ in loaded.train]
     assert [batch.shape for batch in batches] == [(5, 24, 24, 3)] * 2
     assert all(batch.std((1, 2)).max() > 5 for batch in batches)
@@ -280,7 +286,7 @@ def test_images_of_every_mode_train_and_test(tmp_path: Path, mode: str) -> None:
     files = sorted((tmp_path / "source" / "val").rglob("*.png"))
     assert labels.tolist() == [0] * 5 + [1] * 5
     for image_, path in zip(found, files, strict=True):
-        expected = read_picture(path, 24, 0.8)
+        expected = read_picture(path, CenterCrop((24, 24), 0.8))
         error = np.abs(image_.astype(int) - expected)
         assert error.mean() <= {"raw": 0, "yuv420": 2, "dct": 2, "jpg": 2}[mode]
 
@@ -293,7 +299,7 @@ def test_a_picture_of_any_depth_is_read_as_the_writer_stores_it(
     values = np.round(shares * top).astype(np.uint16)
     image = Image.fromarray(values if mode == "I;16" else (values * 255 // top).astype(np.uint8))
     (image if mode == "I;16" else image.convert(mode)).save(tmp_path / "x.png")
-    found = read_picture(tmp_path / "x.png", 8, 1.0)
+    found = read_picture(tmp_path / "x.png", CenterCrop((8, 8), 1.0))
     with Image.open(tmp_path / "x.png") as opened:
         assert opened.mode == mode
     expected = np.round(values / top * 255)[:, :, None]
@@ -303,11 +309,15 @@ def test_a_picture_of_any_depth_is_read_as_the_writer_stores_it(
 def test_a_picture_is_read_as_a_test_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (10, 16, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.png")
-    np.testing.assert_array_equal(read_picture(tmp_path / "x.png", 10, 1.0), pixels[:, 3:13])
-    np.testing.assert_array_equal(read_picture(tmp_path / "x.png", 5, 0.5), pixels[2:7, 5:10])
+    np.testing.assert_array_equal(
+        read_picture(tmp_path / "x.png", CenterCrop((10, 10), 1.0)), pixels[:, 3:13]
+    )
+    np.testing.assert_array_equal(
+        read_picture(tmp_path / "x.png", CenterCrop((5, 5), 0.5)), pixels[2:7, 5:10]
+    )
     (tmp_path / "x.txt").write_text("no picture")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # Pillow refuses twice as many
     Image.new("RGB", (100, 100)).save(tmp_path / "bomb.png")
     for name in ("x.txt", "missing.png", "bomb.png"):
         with pytest.raises(FailureError, match=name):
-            read_picture(tmp_path / name, 10, 1.0)
+            read_picture(tmp_path / name, CenterCrop((10, 10), 1.0))

@@ -8,7 +8,7 @@ import pytest
 from resnet_ffcv import config
 from resnet_ffcv.config import TrainConfig
 from resnet_ffcv.models import build_model
-from resnet_ffcv.schedules import learning_rate
+from resnet_ffcv.schedules import learning_rate, resolution
 
 FOLDER = Path(__file__).parent.parent / "rn_configs"
 RECIPES = sorted(p for p in FOLDER.glob("*.yaml") if not p.name.startswith("base_"))
@@ -17,6 +17,7 @@ RECIPES = sorted(p for p in FOLDER.glob("*.yaml") if not p.name.startswith("base
 def test_the_recipes_of_the_paper_are_all_there() -> None:
     names = {path.stem for path in RECIPES}
     assert names >= {"rn20", "rn32", "rn44", "rn56", "rn110", "rn18", "rn34", "rn50", "sample"}
+    assert names >= {"rn34_autoaugment", "rn32_autoaugment", "rn18_fast", "rn50_fast"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -26,13 +27,13 @@ def test_a_recipe_loads_builds_and_says_how_to_run_it(path: Path) -> None:
     chosen = recipe.model
     build_model(
         chosen.name, classes, shortcut=chosen.shortcut, stride_in=chosen.stride_in,
-        zero_init=chosen.zero_init,
+        zero_init=chosen.zero_init, blurpool=chosen.blurpool,
     )  # fmt: skip
     head = path.read_text().split("\nbase:")[0]
     assert f"python train.py --config rn_configs/{path.name}" in head
     assert "python write_datasets.py" in head
     assert "Meant for:" in head
-    assert re.search(r"\d %[ .;]", head), "no figure to expect"
+    assert re.search(r"\d %[ .;,]|docs/results|Ours: not run yet", head), "no figure to expect"
 
 
 @pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
@@ -59,3 +60,25 @@ def test_imagenet_recipes_have_the_papers_optimisation(depth: int) -> None:
     assert (recipe.model.stride_in, recipe.data.center_ratio) == ("1x1", 0.875)
     window = (recipe.data.crop, recipe.data.least_side, recipe.data.most_side)
     assert (*window, recipe.augment.pca) == ("scale", 256, 480, 0.1)
+    assert recipe.test.protocol == "ten_crop"
+
+
+def test_the_fast_recipes_stretch() -> None:
+    for epochs, first, last in ((16, 12, 14), (88, 66, 76)):  # of those that grow
+        recipe = config.build(
+            TrainConfig,
+            [
+                *config.read_yaml(FOLDER / "rn18_fast.yaml"),
+                ("command line", {"training.epochs": epochs}),
+            ],
+        )
+        data = recipe.data
+        sides = [
+            resolution(data.start_resolution or 0, data.resolution, data.growth, epoch / epochs)
+            for epoch in range(epochs)
+        ]
+        assert sides == sorted(sides)
+        assert set(sides[:first]) == {160}
+        assert set(sides[last:]) == {192}
+        assert set(sides[first:last]) <= {160, 176, 192}
+        assert 176 in sides

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
 from resnet_ffcv.config import LearningRateConfig
-from resnet_ffcv.schedules import SCHEDULES, learning_rate
+from resnet_ffcv.errors import UsageError
+from resnet_ffcv.schedules import SCHEDULES, learning_rate, resolution
 
 EPOCHS, STEPS = 12, 7  # steps an epoch
 
@@ -137,7 +138,7 @@ def test_triangular_has_its_peak_and_no_lost_step() -> None:
 
 @pytest.mark.parametrize("schedule", sorted(SCHEDULES))
 def test_warm_up_rises_evenly_into_the_schedule(schedule: str) -> None:
-    plain = LearningRateConfig(schedule=schedule, base=0.2, warmup=0)
+    plain = LearningRateConfig(schedule=schedule, base=0.2, final=0.001, warmup=0)
     found = rates(replace(plain, warmup=10, warmup_start=0.02))
     end = found[10]
     assert found[0] == pytest.approx(0.02)
@@ -196,8 +197,8 @@ def test_every_rate_is_a_number_from_0_to_base(
     schedule: str, total: int, per_epoch: int, in_epochs: bool, warmup: int, fraction: float
 ) -> None:
     config = LearningRateConfig(
-        schedule=schedule, base=0.5, warmup=warmup, step_size=fraction, peak_at=fraction,
-        milestones=(fraction,),
+        schedule=schedule, base=0.5, final=0.001, warmup=warmup, step_size=fraction,
+        peak_at=fraction, milestones=(fraction,), cycle_rise=fraction,
     )  # fmt: skip
     for step in range(total):
         rate = learning_rate(
@@ -206,3 +207,47 @@ def test_every_rate_is_a_number_from_0_to_base(
         )  # fmt: skip
         assert math.isfinite(rate)
         assert 0 <= rate <= 0.5 + 1e-12
+
+
+def test_exponential_in_epochs_is_torchs() -> None:
+    config = LearningRateConfig(schedule="exponential", base=0.1, final=0.1 * 0.8**EPOCHS)
+    expected = by_torch(lr_scheduler.ExponentialLR, 0.1, EPOCHS, gamma=0.8)
+    assert rates(config) == pytest.approx(each_step(expected))
+
+
+@pytest.mark.parametrize(("cycles", "growth", "first"), [(3, 1, 28), (2, 2, 28), (1, 1, 84)])
+def test_restarts_are_torchs(cycles: int, growth: int, first: int) -> None:
+    config = LearningRateConfig(
+        schedule="restarts", base=0.1, final=0.01, cycles=cycles, cycle_growth=growth
+    )
+    options = {"T_0": first, "T_mult": growth, "eta_min": 0.01}
+    expected = by_torch(lr_scheduler.CosineAnnealingWarmRestarts, 0.1, EPOCHS * STEPS, **options)
+    assert rates(config, in_epochs=False) == pytest.approx(expected)
+
+
+def test_restarts_rise_to_lower_peaks() -> None:
+    config = LearningRateConfig(
+        schedule="restarts", base=1.0, cycles=3, cycle_peak=0.5, cycle_rise=0.25
+    )
+    found = rates(config, in_epochs=False)
+    assert found[0] == found[28] == found[56] == 0.0
+    assert [found[7], found[35], found[63]] == pytest.approx([1.0, 0.5, 0.25])
+    assert max(found) == pytest.approx(1.0)
+    assert found[3] == pytest.approx(3 / 7)
+
+
+def test_exponential_wants_an_end_above_zero() -> None:
+    with pytest.raises(UsageError, match=r"lr\.final above 0"):
+        LearningRateConfig(schedule="exponential")
+
+
+@given(st.integers(1, 600), st.integers(1, 600), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_a_resolution_grows_from_start_to_end(
+    start: int, end: int, first: float, last: float, share: float
+) -> None:
+    growth = (min(first, last), max(first, last))
+    side = resolution(start, end, growth, share)
+    assert min(start, end) <= side <= max(start, end)
+    assert side in (start, end) or side % 16 == 0
+    assert share >= growth[0] or side == start
+    assert share < growth[1] or side == end

@@ -1,20 +1,35 @@
-"""Counts against a plain loop."""
+"""Counts against a plain loop; scores of many views against torchvision and a plain sum."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from betons import spoil, write_noise
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as transforms
 
+import write_datasets
 from resnet_ffcv import testing
-from resnet_ffcv.config import DataConfig
-from resnet_ffcv.data import Normalize, load_data
-from resnet_ffcv.errors import FailureError
-from resnet_ffcv.testing import Clock, Meter, evaluate
+from resnet_ffcv.config import DataConfig, TestConfig
+from resnet_ffcv.data import Normalize, load_data, load_test_data
+from resnet_ffcv.errors import FailureError, UsageError
+from resnet_ffcv.loader import Loader
+from resnet_ffcv.models import as_fully_convolutional, build_model
+from resnet_ffcv.resized import ResizedImages
+from resnet_ffcv.testing import Clock, Meter, Setting, evaluate, mean_score
 
 CPU = torch.device("cpu")
 IDENTITY = Normalize(torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+PLAIN = Setting(IDENTITY, CPU, "fp32")
+
+
+class Constant(nn.Module):
+    """Says the same of every image."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(inputs), 2)
 
 
 @pytest.mark.parametrize("classes", [3, 10])
@@ -53,7 +68,7 @@ def test_evaluation_sees_every_image_once(sample_folder: Path) -> None:
         val=str(sample_folder / "val.beton"),
         num_workers=1,
     )
-    data = load_data(config, seed=0, test_batch_size=15, device=CPU)
+    data = load_data(config, TestConfig(batch_size=15), 0, CPU)
     seen = []
 
     class Recorder(nn.Module):
@@ -62,8 +77,8 @@ def test_evaluation_sees_every_image_once(sample_folder: Path) -> None:
             seen.append(data.normalize.pixels(inputs))
             return torch.ones(len(inputs), 10)
 
-    advanced: list[int] = []
-    counts = evaluate(Recorder(), data.val, data.normalize, CPU, "fp32", advanced.append)
+    advanced: list[float] = []
+    counts = evaluate(Recorder(), data.val, Setting(data.normalize, CPU, "fp32", advanced.append))
     assert advanced == [15, 15, 15, 15, 4]
     assert counts.seen == 64
     assert counts.loss == pytest.approx(np.log(10))
@@ -81,7 +96,7 @@ def test_a_loader_that_loses_images_is_an_error() -> None:
             yield torch.zeros(8, 4, 4, 3, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64)
 
     with pytest.raises(FailureError, match="8 images were tested, it holds 9"):
-        evaluate(lambda x: torch.zeros(len(x), 2), Short(), IDENTITY, CPU, "fp32")
+        evaluate(Constant(), Short(), PLAIN)
 
 
 def test_a_clock_leaves_out_the_first_wait_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,12 +111,179 @@ def test_a_clock_leaves_out_the_first_wait_alone(monkeypatch: pytest.MonkeyPatch
                 now[0] += wait
                 yield torch.zeros(4, 4, 4, 3, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
 
-    def model(inputs: torch.Tensor) -> torch.Tensor:
-        now[0] += 10
-        return torch.zeros(len(inputs), 2)
+    class Model(Constant):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            now[0] += 10
+            return super().forward(inputs)
 
     clock = Clock()
-    evaluate(model, Slow(), IDENTITY, CPU, "fp32", clock=clock)
+    evaluate(Model(), Slow(), PLAIN, clock=clock)
     assert (clock.seconds, clock.waiting) == (34.0, 4.0)
-    evaluate(model, Slow(), IDENTITY, CPU, "fp32", clock=clock)  # compiled by now
+    evaluate(Model(), Slow(), PLAIN, clock=clock)  # compiled by now
     assert (clock.seconds, clock.waiting) == (134.0, 104.0)
+
+
+# Many views -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Tensor]]:
+    """(file of 24 images of six sizes, their pixels (3, h, w)): bright blobs, five classes."""
+    folder, generator = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    images = []
+    for number in range(24):
+        height, width = [(40, 56), (56, 40), (48, 48), (40, 55), (61, 80), (100, 41)][number % 6]
+        rough = generator.integers(0, 256, (5, 6, 3), np.uint8)
+        image = np.array(Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC))
+        place = folder / "source" / "train" / f"class {number % 5}" / f"{number:02}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place)
+        target = folder / "source" / "val" / place.parent.name / place.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(target)
+        images.append((place.parent.name, number, torch.from_numpy(image).permute(2, 0, 1)))
+    write_datasets.main(
+        ["--source.name=imagefolder", f"--source.path={folder / 'source'}",
+         f"--output.folder={folder}", "--image.mode=raw", "--writer.workers=1"]
+    )  # fmt: skip
+    images.sort(key=lambda image: image[:2])  # as an image folder is
+    return folder / "val.beton", [image for _, _, image in images]
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    """A ResNet that says different things of different images."""
+    torch.manual_seed(0)
+    model = build_model("resnet8", 5)
+    with torch.no_grad():
+        model.fc.weight.mul_(8)
+        for _ in range(5):
+            model(torch.rand(8, 3, 32, 32))
+    return model.eval()
+
+
+def images_of(path: Path, **options: object) -> Loader | ResizedImages:
+    config = DataConfig(
+        val=str(path), resolution=32, center_ratio=0.8, filter="triangle", num_workers=1
+    )
+    return load_test_data(config, TestConfig(**options), CPU)[0]  # type: ignore[arg-type]
+
+
+def counted(probabilities: Tensor, labels: Tensor) -> tuple[float, int]:
+    """(sum of losses, number of images that are right), plainly."""
+    own = probabilities.double().gather(1, labels[:, None])
+    return -own.log().sum().item(), int((probabilities.argmax(1) == labels).sum())
+
+
+LABELS = torch.arange(5).repeat_interleave(5)[:24]
+
+
+@torch.inference_mode()
+def test_ten_crops_scores_are_torchvisions_averaged(
+    photos: tuple[Path, list[Tensor]], network: nn.Module
+) -> None:
+    path, images = photos
+    expected = torch.stack(
+        [
+            torch.stack(
+                [
+                    network(crop[None].float() / 255)[0].softmax(0)
+                    for crop in transforms.ten_crop(
+                        transforms.resize(image, [40], antialias=True), [32, 32]
+                    )
+                ]
+            ).mean(0)
+            for image in images
+        ]
+    )
+    loader = images_of(path, protocol="ten_crop", batch_size=40)
+    counts = evaluate(network, loader, PLAIN)
+    loss, right = counted(expected, LABELS)
+    assert counts.seen == 24
+    assert counts.loss_sum == pytest.approx(loss, abs=0.05)
+    assert abs(counts.correct1 - right) <= 1  # two likeliest classes may be a rounding apart
+    for views, labels in loader:
+        logits = network(IDENTITY(views.flatten(0, 1))).unflatten(0, views.shape[:2])
+        found = mean_score(logits, 1).softmax(1)
+        torch.testing.assert_close(found, expected[: len(labels)], atol=0.02, rtol=0)
+        break
+
+
+@torch.inference_mode()
+def test_the_mirror_images_scores_are_averaged(
+    photos: tuple[Path, list[Tensor]], network: nn.Module
+) -> None:
+    loader = images_of(photos[0], flip=True, batch_size=10)
+    assert isinstance(loader, Loader)
+    assert loader.batch_size == 5  # views, not images
+    images = IDENTITY(torch.cat([images.clone() for images, _ in loader]))
+    expected = (network(images).softmax(1) + network(images.flip(3)).softmax(1)) / 2
+    counts = evaluate(network, loader, PLAIN, flip=True)
+    loss, right = counted(expected, LABELS)
+    assert (counts.seen, counts.correct1) == (24, right)
+    assert counts.loss_sum == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 250])
+@torch.inference_mode()
+def test_multiscale_averages_scores_of_whole_images(
+    photos: tuple[Path, list[Tensor]], network: nn.Module, batch_size: int
+) -> None:
+    path, images = photos
+    dense = as_fully_convolutional(network, 32, CPU)
+    expected = []
+    for image in images:
+        scores = [
+            dense(view[None].float() / 255).softmax(1).mean((2, 3))[0]
+            for side in (32, 40, 70)
+            for resized in [transforms.resize(image, [side], antialias=True)]
+            for view in (resized, resized.flip(2))
+        ]
+        expected.append(torch.stack(scores).mean(0))
+    options = {"protocol": "multiscale", "sides": (32, 40, 70), "batch_size": batch_size}
+    advanced: list[float] = []
+    whole = images_of(path, **options)
+    counts = evaluate(network, whole, Setting(IDENTITY, CPU, "fp32", advanced.append))
+    loss, right = counted(torch.stack(expected), LABELS)
+    assert counts.seen == 24
+    assert counts.loss_sum == pytest.approx(loss, abs=0.05)
+    assert abs(counts.correct1 - right) <= 1
+    assert sum(advanced) == pytest.approx(24)
+
+
+def test_images_of_one_shape_are_decoded_together(photos: tuple[Path, list[Tensor]]) -> None:
+    images = images_of(photos[0], protocol="multiscale", sides=(32, 64), batch_size=6)
+    assert isinstance(images, ResizedImages)
+    seen: dict[tuple[int, ...], list[int]] = {}
+    for places, pixels in images:
+        seen.setdefault(pixels.shape[1:], []).extend(places.tolist())
+        assert len(places) == len(pixels)
+        assert len(places) == 1 or pixels.shape[1] * pixels.shape[2] * len(places) <= 6 * 32**2
+    # 40 x 56 and 40 x 55 are one at 32 pixels, two at 64.
+    assert sorted(len(places) for places in seen.values()) == [4] * 10 + [8]
+    assert sorted(place for places in seen.values() for place in places) == sorted([*range(24)] * 2)
+
+
+def test_a_damaged_image_ends_a_multiscale_test(tmp_path: Path, network: nn.Module) -> None:
+    path = write_noise(tmp_path, "jpg", (6, 40, 48), classes=5)
+    spoil(path, 4)
+    with pytest.raises(FailureError, match=r"train.beton: sample 4 is damaged: "):
+        evaluate(network, images_of(path, protocol="multiscale", sides=(32,)), PLAIN)
+
+
+def test_a_short_side_below_the_networks_own_is_refused(photos: tuple[Path, list[Tensor]]) -> None:
+    with pytest.raises(UsageError, match="a short side of 24 is less than the 32 pixels"):
+        images_of(photos[0], protocol="multiscale", sides=(24, 40))
+
+
+def test_ten_crops_that_are_all_the_same_are_refused(photos: tuple[Path, list[Tensor]]) -> None:
+    config = DataConfig(val=str(photos[0]), resolution=32, center_ratio=1.0)
+    with pytest.raises(UsageError, match="the same ten times"):
+        load_test_data(config, TestConfig(protocol="ten_crop"), CPU)
+
+
+def test_mean_scores_stay_finite() -> None:
+    logits = torch.tensor([[[500.0, 0.0, -500.0], [500.0, -500.0, 0.0]]])
+    found = mean_score(logits, 1)
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(found.softmax(1), torch.tensor([[1.0, 0.0, 0.0]]))

@@ -18,10 +18,11 @@ import pytest
 import torch
 from betons import spoil, write_noise
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 from resnet_ffcv import config as configuration
 from resnet_ffcv import jobs, training
-from resnet_ffcv.config import TrainConfig, TrainingConfig
+from resnet_ffcv.config import AugmentConfig, TrainConfig, TrainingConfig
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.models import build_model
 from resnet_ffcv.runs import Run
@@ -69,7 +70,6 @@ def test_it_learns_64_images_by_heart_and_leaves_a_whole_folder(
         "data.val": str(sample_folder / "train.beton"),
         "data.batch_size": 16,
         "training.epochs": 40,
-        "training.precision": "bf16",
         "lr.base": 0.05,
     }
     result = train(recipe(sample_folder, run, **options))
@@ -163,9 +163,23 @@ def test_a_model_that_draws_goes_on_as_if_it_had_not_been_killed(
     assert best[0]["step"] == best[1]["step"]
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 6, 9])  # of 12, four in an epoch
+EVERYTHING = {
+    "augment.policy": "trivialaugment", "augment.mixup": 0.2, "augment.cutmix": 1.0,
+    "data.start_resolution": 16, "data.growth": (0.2, 0.9), "training.ema": 0.9,
+    "training.optimizer": "nadam", "training.label_smoothing": 0.1, "lr.schedule": "restarts",
+    "lr.base": 0.005, "test.flip": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("step", "more"), [(1, {}), (3, {}), (4, {}), (6, {}), (9, {}), (6, EVERYTHING)]
+)  # of 12 steps, four in an epoch
 def test_a_run_killed_inside_an_epoch_goes_on_there(
-    sample_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    sample_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    more: dict[str, Any],
 ) -> None:
     class KilledError(Exception):
         pass
@@ -179,7 +193,7 @@ def test_a_run_killed_inside_an_epoch_goes_on_there(
 
     options = {
         "training.epochs": 3, "run.checkpoint_steps": 1, "lr.base": 0.05, "data.batch_size": 17,
-        "data.crop": "random_resized", "data.flip": True, "data.num_workers": 1,
+        "data.crop": "random_resized", "data.flip": True, "data.num_workers": 1, **more,
     }  # fmt: skip
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected = train(recipe(sample_folder, whole, **{**options, "run.checkpoint_steps": None}))
@@ -223,7 +237,9 @@ def test_checkpoints_come_when_due_at_each_best_and_at_the_end(
 ) -> None:
     accuracies = iter([20, 30, 10, 10, 10, 30, 10, 40, 10])
     saved: list[tuple[int, str]] = []
-    monkeypatch.setattr(training, "evaluate", lambda *_: Counts(100.0, next(accuracies), None, 100))
+    monkeypatch.setattr(
+        training, "evaluate", lambda *_, **__: Counts(100.0, next(accuracies), None, 100)
+    )
     monkeypatch.setattr(
         Run, "save_checkpoint", lambda self, name, _: saved.append((len(self.records), name))
     )
@@ -297,7 +313,7 @@ def test_a_test_loss_that_is_not_finite_names_the_last_checkpoint(
 ) -> None:
     tested = []
 
-    def evaluate(*arguments: Any) -> Counts:
+    def evaluate(*arguments: Any, **_: Any) -> Counts:
         tested.append(arguments)
         return Counts(math.inf if len(tested) == 2 else 1.0, 1, 1, 1)
 
@@ -354,11 +370,33 @@ def adamw_step(
     weight -= 0.01 * (decay * weight + mean / (square.sqrt() + 1e-8))
 
 
+def adam_step(
+    weight: torch.Tensor, gradient: torch.Tensor, state: list[torch.Tensor], decay: float, step: int
+) -> None:
+    """Kingma and Ba 2015, algorithm 1, with an L2 penalty."""
+    adamw_step(weight, gradient + decay * weight, state, 0.0, step)
+
+
+def nadam_step(
+    weight: torch.Tensor, gradient: torch.Tensor, state: list[torch.Tensor], decay: float, step: int
+) -> None:
+    """Dozat 2016, with its schedule of momentums (0.96, 0.004) and an L2 penalty."""
+    gradient = gradient + decay * weight
+    momentums = [0.8 * (1 - 0.5 * 0.96 ** (0.004 * number)) for number in range(1, step + 2)]
+    before, after = math.prod(momentums[:-1]), math.prod(momentums)
+    state[0] = 0.8 * state[0] + 0.2 * gradient
+    state[1] = 0.999 * state[1] + 0.001 * gradient**2
+    mean = (1 - momentums[-2]) / (1 - before) * gradient + momentums[-1] / (1 - after) * state[0]
+    weight -= 0.01 * mean / ((state[1] / (1 - 0.999**step)).sqrt() + 1e-8)
+
+
 @pytest.mark.parametrize(
     ("options", "update"),
     [
         ({"training.momentum": 0.9, "training.nesterov": True}, sgd_step),
         ({"training.optimizer": "adamw", "training.momentum": 0.8}, adamw_step),
+        ({"training.optimizer": "adam", "training.momentum": 0.8}, adam_step),
+        ({"training.optimizer": "nadam", "training.momentum": 0.8}, nadam_step),
     ],
 )
 def test_two_steps_are_those_of_a_loop_by_hand(
@@ -404,6 +442,101 @@ def test_two_steps_are_those_of_a_loop_by_hand(
         assert (found[name] - weight).norm() < 0.02 * (weight - first[name]).norm(), name
 
 
+def test_what_is_kept_and_tested_is_the_moving_average(
+    sample_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[dict[str, torch.Tensor]] = []
+    train_step = training.Trainer._train_step
+
+    def step_and_look(self: training.Trainer, *batch: Any) -> None:
+        train_step(self, *batch)
+        trained.append({name: x.clone() for name, x in self.model.state_dict().items()})
+
+    monkeypatch.setattr(training.Trainer, "_train_step", step_and_look)
+    run = tmp_path / "run"
+    options = {"training.ema": 0.7, "training.epochs": 4, "lr.base": 0.05}
+    result = train(recipe(sample_folder, run, **options))
+    expected = trained[0]
+    for step, state in enumerate(trained[1:], 1):
+        decay = min(0.7, 1 - (1 + step) ** (-2 / 3))
+        expected = {n: decay * x + (1 - decay) * state[n] for n, x in expected.items()}
+    found = weights(run)
+    for name, value in expected.items():
+        if found[name].is_floating_point():  # else a count of batches
+            torch.testing.assert_close(found[name], value, msg=name)
+    checkpoint = run / "checkpoints" / "last"
+    assert torch.load(checkpoint, weights_only=True)["trained"].keys() == found.keys()
+    given = {"model.weights": str(checkpoint), "data.val": str(sample_folder / "val.beton")}
+    config = configuration.build(TrainConfig, [("test", {**given, "training.precision": "fp32"})])
+    assert jobs.evaluate(config, given)["loss"] == pytest.approx(result["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 6, 7])
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixing_blends_images_with_the_batch_backwards(kind: str, count: int) -> None:
+    mix = training.build_mixing(AugmentConfig(**{kind: 0.7}), smoothing=0.1, classes=5)
+    assert mix is not None
+    images = torch.arange(count * 3 * 8 * 9).reshape(count, 3, 8, 9).float()
+    labels = torch.arange(count) % 5
+    mixed, targets = mix(images.clone(), labels)
+    even = count // 2 * 2
+    others = torch.cat((images[:even].flip(0), images[even:]))
+    one_hot = nn.functional.one_hot(labels, 5) * 0.9 + 0.1 / 5
+    other_targets = torch.cat((one_hot[:even].flip(0), one_hot[even:]))
+    if kind == "cutmix":
+        assert ((mixed == images) | (mixed == others)).all()
+        share = (mixed[0, 0] == images[0, 0]).float().mean()
+    else:
+        share = ((mixed[0] - others[0]) / (images[0] - others[0])).mean() if even else 1.0
+        torch.testing.assert_close(mixed, share * images + (1 - share) * others, atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        targets, (share * one_hot + (1 - share) * other_targets).float(), atol=1e-4, rtol=0
+    )
+
+
+def test_images_grow_when_the_recipe_says(
+    sample_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, int]] = []
+
+    def build(*arguments: Any, **options: Any) -> torch.nn.Module:
+        model = build_model(*arguments, **options)
+        model.register_forward_hook(lambda m, x, _: seen.append((m.training, x[0].shape[-1])))
+        return model
+
+    monkeypatch.setattr(jobs, "build_model", build)
+    monkeypatch.setattr(jobs, "_check_fit", lambda *_, **__: None)
+    options = {
+        "training.epochs": 5, "data.start_resolution": 16, "data.resolution": 40,
+        "data.growth": (0.2, 0.8), "test.resolution": 24,
+    }  # fmt: skip
+    train(recipe(sample_folder, tmp_path / "run", **options))
+    assert [side for training, side in seen if training][::2] == [16, 16, 32, 32, 40]
+    assert {side for training, side in seen if not training} == {24}
+
+
+@pytest.mark.parametrize("protocol", ["ten_crop", "multiscale"])
+def test_the_last_test_is_by_the_protocol_that_is_asked_for(
+    sample_folder: Path, tmp_path: Path, protocol: str
+) -> None:
+    run = tmp_path / "run"
+    options = {
+        "test.protocol": protocol, "test.sides": (24, 40), "data.resolution": 24,
+        "data.center_ratio": 0.75, "test.batch_size": 50,
+    }  # fmt: skip
+    result = train(recipe(sample_folder, run, **options))
+    assert (result["protocol"], result["images"]) == (protocol, 64)
+    assert result["loss"] != records(run)[-1]["val_loss"]  # of the centre
+    given = {
+        "model.weights": str(run / "checkpoints" / "last"), "test.protocol": protocol,
+        "data.val": str(sample_folder / "val.beton"), "training.precision": "fp32",
+        "test.sides": (24, 40),
+    }  # fmt: skip
+    found = jobs.evaluate(configuration.build(TrainConfig, [("test", given)]), given)
+    assert found["protocol"] == protocol
+    assert found["loss"] == pytest.approx(result["loss"], rel=1e-5)
+
+
 def test_the_model_sees_the_autocast_type_channels_last_and_is_compiled(
     sample_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -441,7 +574,7 @@ def test_the_model_sees_the_autocast_type_channels_last_and_is_compiled(
     assert compiled == [32, 32]
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "nadam"])
 def test_decay_leaves_out_norms_and_biases_where_asked(name: str) -> None:
     model = build_model("resnet8", 10)
     config = TrainingConfig(optimizer=name, weight_decay=0.1)

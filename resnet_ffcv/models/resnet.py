@@ -12,6 +12,7 @@ from typing import Any
 
 import timm
 import torch.nn.functional as F
+from timm.layers import BlurPool2d
 from torch import Tensor, nn
 
 from resnet_ffcv.errors import UsageError
@@ -33,13 +34,37 @@ class ZeroShortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
 
 
-def build_shortcut(option: str, in_width: int, out_width: int, stride: int) -> nn.Module | None:
+class BlurredConv2d(nn.Conv2d):
+    """A convolution with a stride, of its input blurred by (1, 2, 1)/4 each way (Zhang 2019).
+
+    Its parameters are named as those of the convolution alone.
+    """
+
+    def __init__(self, in_width: int, out_width: int, *args: Any, **options: Any) -> None:
+        super().__init__(in_width, out_width, *args, **options)
+        self.blur = BlurPool2d(in_width, 3, stride=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.blur(x))
+
+
+def build_convolution(
+    in_width: int, out_width: int, size: int, stride: int, *, blurpool: bool
+) -> nn.Conv2d:
+    """A convolution without bias that keeps the resolution, or divides it by its stride."""
+    kind = BlurredConv2d if blurpool and stride > 1 else nn.Conv2d
+    return kind(in_width, out_width, size, stride, size // 2, bias=False)
+
+
+def build_shortcut(
+    option: str, in_width: int, out_width: int, stride: int, *, blurpool: bool
+) -> nn.Module | None:
     """The path beside a block, None for the identity. Section 3.3, options A, B and C."""
     changes = stride != 1 or in_width != out_width
     if option == "A":
         return ZeroShortcut(in_width, out_width, stride) if changes else None
     if option == "C" or changes:
-        convolution = nn.Conv2d(in_width, out_width, 1, stride, bias=False)
+        convolution = build_convolution(in_width, out_width, 1, stride, blurpool=blurpool)
         return nn.Sequential(convolution, nn.BatchNorm2d(out_width))
     return None
 
@@ -51,17 +76,23 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, in_width: int, layers: Sequence[tuple[int, int, int]], stride: int, shortcut: str
+        self,
+        in_width: int,
+        layers: Sequence[tuple[int, int, int]],
+        stride: int,
+        shortcut: str,
+        *,
+        blurpool: bool,
     ) -> None:
         super().__init__()
         width = in_width
         for place, (out_width, size, step) in enumerate(layers, 1):
-            convolution = nn.Conv2d(width, out_width, size, step, size // 2, bias=False)
+            convolution = build_convolution(width, out_width, size, step, blurpool=blurpool)
             self.add_module(f"conv{place}", convolution)
             self.add_module(f"bn{place}", nn.BatchNorm2d(out_width))
             width = out_width
         self.depth = len(layers)
-        self.downsample = build_shortcut(shortcut, in_width, width, stride)
+        self.downsample = build_shortcut(shortcut, in_width, width, stride, blurpool=blurpool)
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
@@ -78,13 +109,14 @@ class Block(nn.Module):
         return norm
 
 
-def basic_block(in_width: int, width: int, stride: int, shortcut: str) -> Block:
+def basic_block(in_width: int, width: int, stride: int, shortcut: str, *, blurpool: bool) -> Block:
     """Two 3x3 convolutions (figure 5, left)."""
-    return Block(in_width, [(width, 3, stride), (width, 3, 1)], stride, shortcut)
+    layers = [(width, 3, stride), (width, 3, 1)]
+    return Block(in_width, layers, stride, shortcut, blurpool=blurpool)
 
 
 def bottleneck_block(
-    in_width: int, width: int, stride: int, shortcut: str, *, stride_in: str
+    in_width: int, width: int, stride: int, shortcut: str, *, stride_in: str, blurpool: bool
 ) -> Block:
     """1x1, 3x3, 1x1 to four times the width (figure 5, right).
 
@@ -92,7 +124,7 @@ def bottleneck_block(
     """
     first, second = (stride, 1) if stride_in == "1x1" else (1, stride)
     layers = [(width, 1, first), (width, 3, second), (4 * width, 1, 1)]
-    return Block(in_width, layers, stride, shortcut)
+    return Block(in_width, layers, stride, shortcut, blurpool=blurpool)
 
 
 BlockBuilder = Callable[[int, int, int, str], Block]  # of in_width, width, stride, shortcut
@@ -108,6 +140,8 @@ class ResNet(nn.Module):
         stages: (width, number of blocks) of each; all but the first halve the resolution.
         expansion: a block's output width over `width`.
         large_stem: ImageNet's 7x7 and pooling, to a quarter of the resolution; else one 3x3.
+        zero_init: start each block's last BatchNorm at zero.
+        blurpool: the pooling shrinks by a blur too; the blocks' convolutions are `block`'s matter.
         spec: what a checkpoint records of the network, and compares.
     """
 
@@ -121,6 +155,7 @@ class ResNet(nn.Module):
         shortcut: str,
         large_stem: bool,
         zero_init: bool,
+        blurpool: bool,
         spec: dict[str, Any],
     ) -> None:
         super().__init__()
@@ -129,7 +164,11 @@ class ResNet(nn.Module):
         size, stride = (7, 2) if large_stem else (3, 1)
         self.conv1 = nn.Conv2d(3, in_width, size, stride, size // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(in_width)
-        self.maxpool = nn.MaxPool2d(3, 2, 1) if large_stem else nn.Identity()
+        self.maxpool: nn.Module = nn.Identity()
+        if large_stem and blurpool:
+            self.maxpool = nn.Sequential(nn.MaxPool2d(3, 1, 1), BlurPool2d(in_width, 3, stride=2))
+        elif large_stem:
+            self.maxpool = nn.MaxPool2d(3, 2, 1)
         for place, (width, blocks) in enumerate(stages, 1):
             layer = nn.Sequential()
             for number in range(blocks):
@@ -149,11 +188,19 @@ class ResNet(nn.Module):
             if zero_init and isinstance(module, Block):
                 nn.init.zeros_(module.last_norm.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(n, 3, h, w) -> the last stage's (n, width, h', w'); timm's name for it."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
         for place in range(1, self.stages + 1):
             x = getattr(self, f"layer{place}")(x)
-        logits: Tensor = self.fc(x.mean((2, 3)))
+        return x
+
+    def get_classifier(self) -> nn.Linear:
+        """The last layer; timm's name for it."""
+        return self.fc
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.forward_features(x).mean((2, 3)))
         return logits
 
 
@@ -174,6 +221,7 @@ def build_model(
     shortcut: str | None = None,
     stride_in: str | None = None,
     zero_init: bool = False,
+    blurpool: bool = False,
 ) -> nn.Module:
     """A freshly initialised network: (n, 3, h, w) -> logits (n, num_classes).
 
@@ -187,10 +235,12 @@ def build_model(
         stride_in: "1x1" or "3x3", of bottlenecks; None: 3x3. Networks of basic blocks have no such
             choice: it is checked, ignored and recorded as None.
         zero_init: start each block's last BatchNorm at zero.
+        blurpool: blur before each convolution with a stride of the blocks, and where the stem's
+            pooling shrinks. The parameters are the same.
 
     Returns:
-        the network; its `spec` is {name, num_classes, shortcut, stride_in}, with None for what it
-        does not have.
+        the network; its `spec` is {name, num_classes, shortcut, stride_in, blurpool}, with None for
+        what it does not have.
 
     Raises:
         UsageError: no such network, or a choice that it does not offer.
@@ -198,7 +248,7 @@ def build_model(
     if num_classes < 1:
         raise UsageError(f"a model wants at least one class, not {num_classes}")
     if name.startswith("timm/"):
-        return _build_timm(name, num_classes, shortcut, stride_in, zero_init)
+        return _build_timm(name, num_classes, shortcut, stride_in, zero_init or blurpool)
     depth = _depth(name)
     if shortcut not in (None, "A", "B", "C"):
         raise UsageError(f"model.shortcut={shortcut}: it is A, B or C")
@@ -209,12 +259,12 @@ def build_model(
     width = 16 if is_cifar else 64
     shortcut = shortcut or ("A" if is_cifar else "B")
     is_deep = depth >= 50 and not is_cifar
-    block: BlockBuilder = basic_block
     if is_deep:
         stride_in = stride_in or "3x3"
-        block = partial(bottleneck_block, stride_in=stride_in)
+        block = partial(bottleneck_block, stride_in=stride_in, blurpool=blurpool)
     else:
         stride_in = None  # recipes share it; without bottlenecks it says nothing
+        block = partial(basic_block, blurpool=blurpool)
     return ResNet(
         block,
         [(width * 2**place, count) for place, count in enumerate(blocks)],
@@ -223,7 +273,8 @@ def build_model(
         shortcut=shortcut,
         large_stem=not is_cifar,
         zero_init=zero_init,
-        spec=_spec(name, num_classes, shortcut, stride_in),
+        blurpool=blurpool,
+        spec=_spec(name, num_classes, shortcut, stride_in, blurpool=blurpool),
     )
 
 
@@ -246,25 +297,28 @@ def _nearest_depth(name: str) -> int:
 
 
 def _spec(
-    name: str, num_classes: int, shortcut: str | None, stride_in: str | None
+    name: str, num_classes: int, shortcut: str | None, stride_in: str | None, *, blurpool: bool
 ) -> dict[str, Any]:
     return {
         "name": name,
         "num_classes": num_classes,
         "shortcut": shortcut,
         "stride_in": stride_in,
+        "blurpool": blurpool,
     }
 
 
 def _build_timm(
-    name: str, num_classes: int, shortcut: str | None, stride_in: str | None, zero_init: bool
+    name: str, num_classes: int, shortcut: str | None, stride_in: str | None, others: bool
 ) -> nn.Module:
-    if shortcut or stride_in or zero_init:
-        raise UsageError(f"{name}: shortcut, stride_in and zero_init are for our ResNets only")
+    if shortcut or stride_in or others:
+        raise UsageError(
+            f"{name}: shortcut, stride_in, zero_init and blurpool are for our ResNets only"
+        )
     architecture = name.removeprefix("timm/")
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=1, cutoff=0)[0]
         raise UsageError(f"model.name={name}: timm has no such model; the nearest is timm/{near}")
     model: nn.Module = timm.create_model(architecture, num_classes=num_classes, pretrained=False)
-    model.spec = _spec(name, num_classes, None, None)  # type: ignore[assignment]  # a plain dict
+    model.spec = _spec(name, num_classes, None, None, blurpool=False)  # type: ignore[assignment]  # a plain dict
     return model

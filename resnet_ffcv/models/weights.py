@@ -21,7 +21,8 @@ State = Mapping[str, Tensor]
 PREFIXES = ("module.", "_orig_mod.")
 # akamaster/pytorch_resnet_cifar10 (resnet.py:96) calls the classifier `linear`.
 RENAMED = {"linear.weight": "fc.weight", "linear.bias": "fc.bias"}
-SPEC = ("name", "num_classes", "shortcut", "stride_in")  # what build_model records
+SPEC = ("name", "num_classes", "shortcut", "stride_in", "blurpool")  # what build_model records
+FACTS = ("spec", "classes", "normalize", "view")  # beside the weights, in safetensors as JSON
 NEW_HEAD = "model.pretrained_head=new takes all but the classifier"
 SHOWN = 3  # names in an error
 
@@ -30,7 +31,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     """A file of weights as {"model": state dict, ...}, tensors on the CPU, our networks' names.
 
     A checkpoint of train.py also has "spec", "classes", "normalize", "view" and more; safetensors
-    have "spec" where their metadata has it, as JSON; other files have "model" alone.
+    have those four where their metadata has them, as JSON; other files have "model" alone.
 
     Raises:
         FailureError: no such file, no weights in it, or a pickle of more than tensors and plain
@@ -46,9 +47,12 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         )
     if "spec" not in content:
         return {"model": {RENAMED.get(name, name): value for name, value in state.items()}}
-    if not isinstance(content["spec"], Mapping) or not content["spec"].keys() >= set(SPEC):
+    spec = content["spec"]
+    if isinstance(spec, Mapping):
+        spec = {"blurpool": False, **spec}  # it came later than the others
+    if not isinstance(spec, Mapping) or not spec.keys() >= set(SPEC):
         raise FailureError(f"{path} says what model it holds, but not its {', '.join(SPEC)}")
-    return {**content, "model": state}
+    return {**content, "model": state, "spec": spec}
 
 
 def _read_file(path: Path) -> Any:
@@ -71,8 +75,10 @@ def _read_file(path: Path) -> Any:
 def _read_safetensors(path: Path) -> dict[str, Any]:
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-    spec = {"spec": json.loads(metadata["spec"])} if "spec" in metadata else {}
-    return {"model": safetensors.torch.load_file(path), **spec}
+    facts = {name: json.loads(metadata[name]) for name in FACTS if name in metadata}
+    if "normalize" in facts:
+        facts["normalize"] = {name: torch.tensor(v) for name, v in facts["normalize"].items()}
+    return {"model": safetensors.torch.load_file(path), **facts}
 
 
 def _find_state(content: Any) -> dict[str, Tensor] | None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from resnet_ffcv.errors import UsageError
 from resnet_ffcv.models import build_model
+from resnet_ffcv.models.resnet import BlurredConv2d
 
 # He et al. 2015, table 6, exactly; torchvision's published counts; A and C by arithmetic.
 PARAMETERS = [
@@ -186,7 +187,36 @@ def test_the_spec_is_what_was_built(
 ) -> None:
     model = build_without_memory(name, 12, **options)
     expected = {"name": name, "num_classes": 12, "shortcut": shortcut, "stride_in": stride_in}
-    assert model.spec == expected
+    assert model.spec == {**expected, "blurpool": False}
+
+
+@pytest.mark.parametrize(("name", "strided"), [("resnet18", 6), ("resnet50", 6), ("resnet20", 2)])
+def test_blurpool_changes_no_parameter_and_blurs_each_stride(name: str, strided: int) -> None:
+    plain, blurred = (build_model(name, 10, blurpool=blurpool) for blurpool in (False, True))
+    names = [(n, v.shape) for n, v in plain.state_dict().items()]
+    assert [(n, v.shape) for n, v in blurred.state_dict().items()] == names
+    blurred.load_state_dict(plain.state_dict())
+    assert blurred.spec == {**plain.spec, "blurpool": True}
+    found = [module for module in blurred.modules() if isinstance(module, BlurredConv2d)]
+    assert len(found) == strided  # two for each of three stages, or one where the shortcut is A
+    images = torch.randn(2, 3, 64, 64)
+    assert plain.eval()(images).shape == blurred.eval()(images).shape
+    assert not torch.allclose(plain(images), blurred(images))
+
+
+def test_a_blurred_convolution_is_a_convolution_of_the_blurred() -> None:
+    convolution = BlurredConv2d(5, 7, 3, 2, 1, bias=False)
+    images = torch.randn(2, 5, 9, 12, dtype=torch.float64)
+    taps = torch.tensor([1.0, 2.0, 1.0], dtype=torch.float64) / 4
+    around = nn.functional.pad(images, (1, 1, 1, 1), mode="reflect").numpy()
+    blurred = sum(
+        (taps[y] * taps[x]).item() * around[:, :, y : y + 9, x : x + 12]
+        for y in range(3)
+        for x in range(3)
+    )
+    weight = convolution.weight.double()
+    expected = nn.functional.conv2d(torch.from_numpy(blurred), weight, None, 2, 1)
+    torch.testing.assert_close(convolution.double()(images), expected)
 
 
 def test_timms_networks_have_the_classes_asked_for() -> None:
@@ -216,6 +246,7 @@ def test_timms_networks_have_the_classes_asked_for() -> None:
         ("timm/resnet18", {"shortcut": "A"}, "for our ResNets only"),
         ("timm/resnet18", {"stride_in": "1x1"}, "for our ResNets only"),
         ("timm/resnet18", {"zero_init": True}, "for our ResNets only"),
+        ("timm/resnet18", {"blurpool": True}, "for our ResNets only"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(name: str, options: dict[str, str], expected: str) -> None:

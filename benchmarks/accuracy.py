@@ -1,0 +1,189 @@
+"""Runs of train.py as a table and a picture: what was reached, against the paper.
+
+    python -m benchmarks.accuracy runs/rn20-0 runs/rn20-1 --table table.md --picture curves.png
+
+Runs whose recipes differ in the seed alone are one row, with mean and standard deviation. It is the
+final epoch that is reported, never the best one: that would choose by the test images.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import yaml
+from matplotlib.figure import Figure
+
+from resnet_ffcv import commandline
+from resnet_ffcv.commandline import show_table
+from resnet_ffcv.errors import FailureError
+from resnet_ffcv.files import write_whole
+
+# He et al. 2015: top-1 error, percent, by network, shortcut and protocol. Tables 2 to 4 (ImageNet)
+# and 6 (CIFAR-10); 110 layers: best of 5 runs, 6.61 +- 0.16 over all.
+PAPER = {
+    ("resnet20", "A", "center"): 8.75,
+    ("resnet32", "A", "center"): 7.51,
+    ("resnet44", "A", "center"): 7.17,
+    ("resnet56", "A", "center"): 6.97,
+    ("resnet110", "A", "center"): 6.43,
+    ("resnet18", "A", "ten_crop"): 27.88,
+    ("resnet34", "A", "ten_crop"): 25.03,
+    ("resnet34", "B", "ten_crop"): 24.52,
+    ("resnet34", "C", "ten_crop"): 24.19,
+    ("resnet50", "B", "ten_crop"): 22.85,
+    ("resnet101", "B", "ten_crop"): 21.75,
+    ("resnet152", "B", "ten_crop"): 21.43,
+    ("resnet34", "B", "multiscale"): 21.84,
+    ("resnet34", "C", "multiscale"): 21.53,
+    ("resnet50", "B", "multiscale"): 20.74,
+    ("resnet101", "B", "multiscale"): 19.87,
+    ("resnet152", "B", "multiscale"): 19.38,
+}
+# What does not make a run another recipe's.
+NOT_THE_RECIPE = {
+    "training": {"seed", "device"},
+    "run": {"folder", "resume", "checkpoint_every", "checkpoint_steps"},
+    "data": {"num_workers"},
+}
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What the folder of a run says of it."""
+
+    folder: Path
+    config: dict[str, dict[str, Any]]
+    environment: dict[str, Any]
+    result: dict[str, Any]
+    records: list[dict[str, Any]]
+
+    @property
+    def recipe(self) -> str:
+        """The configuration, without what may differ between runs of a recipe."""
+        kept = {
+            section: {k: v for k, v in keys.items() if k not in NOT_THE_RECIPE.get(section, set())}
+            for section, keys in self.config.items()
+        }
+        return json.dumps(kept, sort_keys=True)
+
+    @property
+    def data(self) -> str:
+        return Path(self.config["data"]["train"]).parent.name
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """A finished run's folder.
+
+    Raises:
+        FailureError: it is none, or it is not finished.
+    """
+    if not (folder / "config.yaml").exists():
+        raise FailureError(f"{folder} is no run's folder: it has no config.yaml")
+    if not (folder / "result.json").exists():
+        raise FailureError(f"{folder} is not finished; go on with --run.resume={folder}")
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return FinishedRun(
+        folder,
+        yaml.safe_load((folder / "config.yaml").read_text()),
+        json.loads((folder / "environment.json").read_text()),
+        json.loads((folder / "result.json").read_text()),
+        [json.loads(line) for line in lines],
+    )
+
+
+def group_runs(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
+    """Runs by recipe, named by what their folders' names have in common before the last hyphen."""
+    ordered = sorted(runs, key=lambda run: (run.recipe, run.folder.name))
+    groups = [list(group) for _, group in groupby(ordered, lambda run: run.recipe)]
+    named = {
+        group[0].folder.name.rpartition("-")[0] or group[0].folder.name: group for group in groups
+    }
+    if len(named) < len(groups):  # two recipes of one name
+        named = {group[0].folder.name: group for group in groups}
+    return dict(sorted(named.items()))
+
+
+HEADER = (
+    "runs", "network", "parameters", "data", "test", "paper's error", "error", "top-1", "epochs",
+    "minutes", "images/s", "device", "commit",
+)  # fmt: skip
+
+
+def describe(name: str, group: Sequence[FinishedRun]) -> tuple[str, ...]:
+    """A row of the table, after HEADER."""
+    first = group[0]
+    model, result = first.config["model"], first.result
+    shortcut = model["shortcut"] or ("A" if int(model["name"][6:] or 0) % 6 == 2 else "B")
+    paper = PAPER.get((model["name"], shortcut, result["protocol"]))
+    top1 = [run.result["top1"] for run in group]
+    minutes = [sum(record["seconds"] for record in run.records) / 60 for run in group]
+    rates = [run.result["images_per_s"] for run in group]
+    commits = sorted({(run.environment["commit"] or "-")[:9] for run in group})
+    return (
+        f"{name} ({len(group)})",
+        f"{model['name']} {shortcut}",
+        f"{result['parameters']:,}",
+        first.data,
+        f"{result['protocol']}, {result['images']:,}",
+        "-" if paper is None else f"{paper:.2f} %",
+        f"{100 - mean(top1):.2f} %",
+        f"{mean(top1):.2f}" + (f" +- {stdev(top1):.2f}" if len(top1) > 1 else "") + " %",
+        f"{result['epochs']:.4g}",
+        f"{mean(minutes):.1f}",
+        f"{mean(rates):,.0f}",
+        ", ".join(sorted({run.environment["device"] for run in group})),
+        ", ".join(commits),
+    )
+
+
+def draw_runs(groups: dict[str, list[FinishedRun]]) -> Figure:
+    """Training and validation error over epochs, a panel for each recipe."""
+    columns = min(4, len(groups))
+    rows = -(-len(groups) // columns)
+    figure = Figure(figsize=(3.6 * columns, 3.0 * rows), layout="constrained", dpi=110)
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for axes in panels.flat[len(groups) :]:
+        axes.axis("off")
+    for axes, (name, group) in zip(panels.flat, groups.items(), strict=False):
+        for number, run in enumerate(group):
+            epochs = [record["epoch"] for record in run.records]
+            for kind, color in (("train", "tab:gray"), ("val", "tab:blue")):
+                errors = [100 - record[f"{kind}_top1"] for record in run.records]
+                label = {"train": "training", "val": "validation"}[kind] if not number else None
+                axes.plot(epochs, errors, color=color, linewidth=1, label=label)
+        final = mean(100 - run.result["top1"] for run in group)
+        axes.axhline(final, color="tab:red", linewidth=0.8, linestyle="--")
+        axes.set_title(f"{name} ({len(group)}): {final:.2f} %", fontsize=9)
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+    panels[0, 0].set_ylabel("error, %")
+    panels[0, 0].legend(fontsize=8)
+    return figure
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    parser = commandline.Parser(prog="python -m benchmarks.accuracy", description=__doc__)
+    parser.add_argument("runs", nargs="+", help="folders of finished runs")
+    parser.add_argument("--table", help="a .md to write: the table, a row for each recipe")
+    parser.add_argument("--picture", help="a .png to write: curves side by side")
+    arguments = parser.parse_args(argv)
+    groups = group_runs([read_run(Path(folder)) for folder in arguments.runs])
+    rows = [describe(name, group) for name, group in groups.items()]
+    for name, row in zip(groups, rows, strict=True):
+        show_table(name, ("", ""), list(zip(HEADER[1:], row[1:], strict=True)))
+    if arguments.table:
+        lines = [HEADER, ["---"] * len(HEADER), *rows]
+        text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        write_whole(Path(arguments.table), lambda file: file.write(text.encode()))
+    if arguments.picture:
+        figure, path = draw_runs(groups), Path(arguments.picture)
+        write_whole(path, lambda file: figure.savefig(file, format="png"))
+    return {"rows": [dict(zip(HEADER, row, strict=True)) for row in rows]}
+
+
+if __name__ == "__main__":
+    commandline.run_command(main)

@@ -1,0 +1,96 @@
+"""Whole images of a file, each resized to a short side, in batches of one shape."""
+
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from resnet_ffcv.decoders import WholeImage
+from resnet_ffcv.errors import FailureError
+from resnet_ffcv.kernels import windows
+from resnet_ffcv.kernels.status import MEANING
+from resnet_ffcv.loader import open_tables
+from resnet_ffcv.storage import Storage
+
+Batch = tuple[np.ndarray, np.ndarray]  # places in `indices` int64 (n,), images uint8 (n, h, w, 3)
+
+
+class ResizedImages:
+    """The images of a .beton, as torchvision's Resize(short side) shows them.
+
+    Images of many sizes do not fit in one batch; those that come out in one shape do.
+
+    Args:
+        fname: path of the file.
+        sides: short sides to show the images at, pixels.
+        resolution: pixels a side of what the network to test was trained on.
+        batch_size: images of that resolution in a batch; of larger ones there are fewer.
+        num_workers: threads that decode.
+        filter: area, triangle or cubic.
+
+    Attributes:
+        indices: int64 (n,), of the samples shown: all.
+        labels: int64 (n,).
+    """
+
+    def __init__(
+        self,
+        fname: str,
+        sides: Sequence[int],
+        *,
+        resolution: int,
+        batch_size: int,
+        num_workers: int,
+        filter: str = "area",
+    ) -> None:
+        tables, fields = open_tables(Path(fname), {})
+        self.fname, self.sides, self.resolution = fname, tuple(sides), resolution
+        self.batch_pixels = batch_size * resolution**2
+        self.num_workers, self.decoder = num_workers, WholeImage(filter=filter)
+        self.field, self.metadata = fields["image"], tables.metadata["image"]
+        self.storage = Storage(tables)
+        self.indices = np.arange(len(tables.metadata))
+        self.labels = tables.metadata["label"].astype(np.int64)
+
+    def __iter__(self) -> Generator[Batch, None, None]:
+        """Every image at each of `sides`; one batch is decoded ahead.
+
+        Raises:
+            FailureError: an image is damaged; the message names it.
+        """
+        groups = [group for side in self.sides for group in self._groups(side)]
+        with ThreadPoolExecutor(1, "decode") as pool:
+            ahead = [pool.submit(self._decode, *group) for group in groups[:1]]
+            for group in groups[1:]:
+                ahead.append(pool.submit(self._decode, *group))
+                yield ahead.pop(0).result()
+            if ahead:
+                yield ahead.pop(0).result()
+
+    def _groups(self, side: int) -> list[tuple[np.ndarray, tuple[int, int]]]:
+        """(indices, shape) of each batch: of one shape, as many as `batch_pixels` allow."""
+        sizes = zip(self.metadata["height"].tolist(), self.metadata["width"].tolist(), strict=True)
+        each = np.array([windows.resized_shape(*size, side) for size in sizes])
+        shapes, kinds, counts = np.unique(each, axis=0, return_inverse=True, return_counts=True)
+        by_shape = np.split(np.argsort(kinds.ravel(), kind="stable"), np.cumsum(counts)[:-1])
+        found = []
+        for (height, width), alike in zip(shapes.tolist(), by_shape, strict=True):
+            most = max(1, self.batch_pixels // (height * width))
+            found += [
+                (alike[start : start + most], (height, width))
+                for start in range(0, len(alike), most)
+            ]
+        return found
+
+    def _decode(self, indices: np.ndarray, shape: tuple[int, int]) -> Batch:
+        images = np.empty((len(indices), *shape, 3), np.uint8)
+        statuses = self.decoder.decode(
+            self.field, self.metadata, indices, images, self.storage.state(np.uint64(0)),
+            np.uint64(0), self.num_workers,
+        )  # fmt: skip
+        bad = np.flatnonzero(statuses)
+        if len(bad):
+            cause = MEANING[int(statuses[bad[0]])]
+            raise FailureError(f"{self.fname}: sample {indices[bad[0]]} is damaged: {cause}")
+        return indices, images
