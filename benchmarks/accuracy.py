@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import torch
 import yaml
 from matplotlib.figure import Figure
 
@@ -21,6 +22,7 @@ from resnet_ffcv import commandline
 from resnet_ffcv.commandline import show_table
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.files import write_whole
+from resnet_ffcv.models import build_model
 
 # He et al. 2015: top-1 error, percent, by network, shortcut and protocol. Tables 2 to 4 (ImageNet)
 # and 6 (CIFAR-10); 110 layers: best of 5 runs, 6.61 +- 0.16 over all.
@@ -71,6 +73,15 @@ class FinishedRun:
         return json.dumps(kept, sort_keys=True)
 
     @property
+    def shortcut(self) -> str | None:
+        """A, B or C; None of networks that are not ours."""
+        model = self.config["model"]
+        with torch.device("meta"):
+            spec: Any = build_model(model["name"], 10, shortcut=model["shortcut"]).spec
+        found: str | None = spec["shortcut"]
+        return found
+
+    @property
     def data(self) -> str:
         return Path(self.config["data"]["train"]).parent.name
 
@@ -116,16 +127,15 @@ HEADER = (
 def describe(name: str, group: Sequence[FinishedRun]) -> tuple[str, ...]:
     """A row of the table, after HEADER."""
     first = group[0]
-    model, result = first.config["model"], first.result
-    shortcut = model["shortcut"] or ("A" if int(model["name"][6:] or 0) % 6 == 2 else "B")
-    paper = PAPER.get((model["name"], shortcut, result["protocol"]))
+    name_of, result, shortcut = first.config["model"]["name"], first.result, first.shortcut
+    paper = PAPER.get((name_of, shortcut or "", result["protocol"]))
     top1 = [run.result["top1"] for run in group]
     minutes = [sum(record["seconds"] for record in run.records) / 60 for run in group]
     rates = [run.result["images_per_s"] for run in group]
     commits = sorted({(run.environment["commit"] or "-")[:9] for run in group})
     return (
         f"{name} ({len(group)})",
-        f"{model['name']} {shortcut}",
+        f"{name_of} {shortcut or ''}".strip(),
         f"{result['parameters']:,}",
         first.data,
         f"{result['protocol']}, {result['images']:,}",

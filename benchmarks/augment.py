@@ -7,7 +7,6 @@ after the other, as its documentation has it for tensors. The decoding that they
 is FFCV's random-resized crop from JPEGs, the least that a pipeline of stock FFCV does.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,10 +64,7 @@ def their_run(transform: Any, images: list[torch.Tensor]) -> Callable[[], None]:
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    parser = commandline.Parser(
-        prog="python -m benchmarks.augment", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = commandline.Parser(prog="python -m benchmarks.augment", description=__doc__)
     photos.add_arguments(parser)
     parser.add_argument("--side", type=photos.positive, default=224, help="pixels (224)")
     parser.add_argument("--passes", type=photos.positive, default=5, help="runs of each (5)")

@@ -368,10 +368,7 @@ def measure_start(
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = commandline.Parser(
-        prog="python -m benchmarks.decoders", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = commandline.Parser(prog="python -m benchmarks.decoders", description=__doc__)
     photos.add_arguments(parser)
     parser.add_argument(
         "--sizes", type=photos.positive, nargs="+", default=[224, 192, 160, 128], metavar="N",

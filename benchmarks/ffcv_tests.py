@@ -7,7 +7,6 @@ a package that is not there fail with both; NCCL, which wants GPUs, is replaced 
 pytest-timeout and assertpy into a temporary folder. A quarter of an hour on two cores.
 """
 
-import argparse
 import os
 import re
 import signal
@@ -92,10 +91,7 @@ def run_file(path: Path, site: Path) -> dict[str, str]:
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    parser = commandline.Parser(
-        prog="python -m benchmarks.ffcv_tests", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = commandline.Parser(prog="python -m benchmarks.ffcv_tests", description=__doc__)
     parser.add_argument("sdist", type=Path, help="ffcv-1.0.2.tar.gz, as the package index has it")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:

@@ -87,10 +87,7 @@ def write_by_us(paths: list[Path], folder: Path, form: str, arguments: argparse.
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    parser = commandline.Parser(
-        prog="python -m benchmarks.writing", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = commandline.Parser(prog="python -m benchmarks.writing", description=__doc__)
     photos.add_arguments(parser)
     numbers = {
         "workers": (2, "encoding processes"),

@@ -56,7 +56,10 @@ class Arguments(Generic[ConfigT]):
 
 
 class Parser(argparse.ArgumentParser):
-    """One whose errors are one line, like all others of a user's."""
+    """One whose errors are one line, like all others of a user's; descriptions stay as they are."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)

@@ -99,13 +99,13 @@ def _prepare(
 ) -> tuple[Data, nn.Module, torch.optim.Optimizer]:
     seed_generators(config.training.seed)
     data = load_data(config.data, config.test, config.training.seed, device, config.augment)
-    model = _build(config, len(data.classes), device)
+    model = build_network(config, len(data.classes), device)
     batch_size, images = data.train.batch_size, len(data.train.indices)
     _check_fit(config, model, device, smallest_batch=images % batch_size or batch_size)
     return data, model, build_optimizer(model, config.training)
 
 
-def _build(
+def build_network(
     config: TrainConfig, num_classes: int, device: torch.device, *, hint: str = NEW_HEAD
 ) -> nn.Module:
     chosen = config.model
@@ -224,7 +224,7 @@ def evaluate(config: TrainConfig, given: Given) -> dict[str, Any]:
     images, classes = load_test_data(config.data, config.test, device)
     if weights.get("classes", classes) != classes:
         raise FailureError(f"{config.model.weights} and {config.data.val} have different classes")
-    model = _build(config, len(classes), device, hint=OTHER_CLASSES)
+    model = build_network(config, len(classes), device, hint=OTHER_CLASSES)
     _check_fit(config, model, device)
     normalize = _normalize(config, given, weights).to(device)
     precision = pick_precision(config, device).training.precision
@@ -256,7 +256,7 @@ def predict(config: TrainConfig, given: Given, picture: str) -> dict[str, Any]:
     weights = _weights(config)
     config = adopt_checkpoint(config, given, weights)
     classes = weights.get("classes") or _classes_of_foreign_weights(config, given)
-    model = _build(config, len(classes), device, hint=OTHER_CLASSES).eval()
+    model = build_network(config, len(classes), device, hint=OTHER_CLASSES).eval()
     _check_fit(config, model, device)
     pixels = read_picture(Path(picture), view_window(config.data, config.test))
     normalize = _normalize(config, given, weights)
@@ -277,7 +277,7 @@ def export(config: TrainConfig, given: Given, file: str) -> dict[str, Any]:
     weights = _weights(config)
     config = adopt_checkpoint(config, given, weights)
     classes = weights.get("classes") or _classes_of_foreign_weights(config, given)
-    model = _build(config, len(classes), torch.device("cpu"), hint=OTHER_CLASSES).eval()
+    model = build_network(config, len(classes), torch.device("cpu"), hint=OTHER_CLASSES).eval()
     _check_fit(config, model, torch.device("cpu"))
     with console.status(f"writing {path}"):
         facts = {"classes": classes, "view": view(config)}

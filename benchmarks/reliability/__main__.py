@@ -7,7 +7,6 @@ it stands what stock FFCV does in the same test, where it can be run at all (und
 All parts take about twenty minutes on two cores; no failure is expected, on any hardware.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -42,10 +41,7 @@ def describe(tried: Tried) -> str:
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    parser = commandline.Parser(
-        prog="python -m benchmarks.reliability", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = commandline.Parser(prog="python -m benchmarks.reliability", description=__doc__)
     parser.add_argument("--only", choices=tuple(PARTS), help="one part instead of all nine")
     parser.add_argument(
         "--tries", type=positive, metavar="N", help="of each part, instead of its own"

@@ -1,0 +1,138 @@
+"""What errors in a test cost, on one set of weights: those of the reproduction this began with.
+
+    python -m benchmarks.wrong_tests --weights runs/imagenette-paper-0/checkpoints/last --val FILE
+
+Each test is done right and with one error: the ten crops are scored as ten images; they are as
+large as the image, whose short side was made one pixel longer; accuracies are averaged over scales
+where scores should be; colours are changed by 57 times the noise that was meant. The noise was an
+error of its training; here it is shown to weights that were trained with the noise that was meant.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resnet_ffcv import augment, commandline, jobs
+from resnet_ffcv.commandline import console, show_table
+from resnet_ffcv.config import DataConfig, ModelConfig, TestConfig, TrainConfig
+from resnet_ffcv.data import Normalize, load_test_data
+from resnet_ffcv.models import as_fully_convolutional, read_weights
+from resnet_ffcv.testing import Setting, dense_scores, mean_score
+
+CPU = torch.device("cpu")
+TOO_STRONG = 57.0  # its eigenvalues were those of pixels from 0 to 255, its pixels of deviation 1
+PAPERS_NOISE = 0.1
+
+
+class Noisy(nn.Module):
+    """Normalises images, and adds AlexNet's colour noise of a deviation, seeded."""
+
+    def __init__(self, normalize: Normalize, deviation: float) -> None:
+        super().__init__()
+        self.normalize, self.deviation = normalize, deviation
+        self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        drawn = torch.randn(len(images), 3, generator=self.generator) * self.deviation
+        along = drawn * torch.from_numpy(augment.EIGENVALUES).float()
+        noise = along @ torch.from_numpy(augment.EIGENVECTORS).float().T
+        inputs: Tensor = self.normalize(images) + noise[:, :, None, None] / self.normalize.std
+        return inputs
+
+
+def top1(scores: Tensor, labels: Tensor) -> float:
+    """Percent of rows of scores (n, classes) whose largest is the label's (n,)."""
+    return 100 * (scores.argmax(1) == labels).double().mean().item()
+
+
+def score_views(
+    model: nn.Module, data: DataConfig, test: TestConfig, normalize: nn.Module
+) -> tuple[Tensor, Tensor]:
+    """(logits (n, views, classes), labels (n,)) of all images, by test.protocol."""
+    loader, _ = load_test_data(data, test, CPU)
+    found = []
+    for images, labels in loader:
+        views = images if images.ndim == 5 else images[:, None]
+        logits = Setting(normalize, CPU, "fp32").ask(model, views.flatten(0, 1))
+        found.append((logits.view(*views.shape[:2], -1), labels.clone()))
+    return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
+
+
+def score_side(
+    model: nn.Module, data: DataConfig, test: TestConfig, side: int, normalize: nn.Module
+) -> tuple[Tensor, Tensor]:
+    """(softmax scores (n, classes), labels (n,)) of whole images at a short side, both ways."""
+    images: Any
+    images, _ = load_test_data(data, replace(test, protocol="multiscale", sides=(side,)), CPU)
+    dense = as_fully_convolutional(model, images.resolution, CPU)
+    setting = Setting(normalize, CPU, "fp32")
+    scores: list[Tensor] = [torch.empty(0)] * len(images.labels)
+    for places, pixels in images:
+        whole = torch.from_numpy(pixels)
+        found = dense_scores(dense, whole, setting) + dense_scores(dense, whole.flip(2), setting)
+        for place, score in zip(places.tolist(), found / 2, strict=True):
+            scores[place] = score
+    return torch.stack(scores), torch.from_numpy(images.labels)
+
+
+@torch.inference_mode()
+def measure(model: nn.Module, config: TrainConfig, normalize: Normalize) -> dict[str, float]:
+    """Top-1 in percent of each test, by its name."""
+    model.eval()
+    data, test, found = config.data, config.test, {}
+
+    def say(name: str, value: float) -> None:
+        found[name] = value
+        console.print(f"{name}: {value:.2f} %")
+
+    center = replace(test, protocol="center")
+    for name, noise in (("", 0.0), (", noise", 1.0), (", noise 57 times", TOO_STRONG)):
+        noisy = Noisy(normalize, noise * PAPERS_NOISE)
+        logits, labels = score_views(model, data, center, noisy)
+        say(f"centre{name}", top1(logits[:, 0], labels))
+    ten = replace(test, protocol="ten_crop")
+    whole = replace(data, center_ratio=data.resolution / (data.resolution + 1))
+    for name, seen in (("ten crops", data), ("ten crops as large as the image", whole)):
+        logits, labels = score_views(model, seen, ten, normalize)
+        say(name, top1(mean_score(logits, 1), labels))
+        alone = top1(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1]))
+        say(f"{name}, each alone", alone)
+    each = [score_side(model, data, test, side, normalize) for side in test.sides]
+    for side, (scores, labels) in zip(test.sides, each, strict=True):
+        say(f"whole images at {side}", top1(scores, labels))
+    labels = each[0][1]
+    say("whole images, scores averaged", top1(sum(scores for scores, _ in each), labels))
+    say("whole images, accuracies averaged", mean(top1(*scored) for scored in each))
+    return found
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    parser = commandline.Parser(prog="python -m benchmarks.wrong_tests", description=__doc__)
+    parser.add_argument("--weights", required=True, help="a checkpoint of train.py")
+    parser.add_argument("--val", required=True, help=".beton to test on")
+    parser.add_argument("--sides", help="short sides, pixels; else the paper's, in proportion")
+    arguments = parser.parse_args(argv)
+    weights = read_weights(arguments.weights)
+    given = {"data.val": arguments.val, "model.weights": arguments.weights}
+    asked = TrainConfig(
+        data=DataConfig(val=arguments.val), model=ModelConfig(weights=arguments.weights)
+    )
+    config = jobs.adopt_checkpoint(asked, given, weights)
+    side = config.data.resolution
+    sides = tuple(round(side * paper / 224) for paper in TestConfig().sides)
+    if arguments.sides:
+        sides = tuple(int(side) for side in arguments.sides.split(","))
+    config = replace(config, test=replace(config.test, sides=sides))
+    model = jobs.build_network(config, len(weights["classes"]), CPU)
+    found = measure(model, config, Normalize(**weights["normalize"]))
+    rows = [(name, f"{value:.2f} %") for name, value in found.items()]
+    show_table(f"{arguments.weights} on {arguments.val}", ("test", "top-1"), rows)
+    return found
+
+
+if __name__ == "__main__":
+    commandline.run_command(main)

@@ -1,0 +1,86 @@
+"""benchmarks.accuracy: the table of runs, and the comparison with a yardstick."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import accuracy, yardstick
+from resnet_ffcv import config
+from resnet_ffcv.config import ModelConfig, RunConfig, TrainConfig, TrainingConfig
+from resnet_ffcv.errors import FailureError
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """`make_run(name, seed, top1)` makes the folder of a finished run."""
+
+    def make(name: str, seed: int, top1: list[float], model: str = "resnet20") -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        recipe = TrainConfig(
+            model=ModelConfig(model),
+            training=TrainingConfig(seed=seed),
+            run=RunConfig(folder=str(folder)),
+        )
+        (folder / "config.yaml").write_text(config.to_yaml(recipe))
+        environment = {"device": "a processor", "commit": "0123456789abcdef"}
+        (folder / "environment.json").write_text(json.dumps(environment))
+        records = [
+            {"epoch": number, "train_top1": 50.0, "val_top1": value, "seconds": 90.0}
+            for number, value in enumerate(top1, 1)
+        ]
+        (folder / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+        result = {
+            "top1": top1[-1], "protocol": "center", "images": 500, "epochs": len(top1),
+            "images_per_s": 1000.0 + seed, "parameters": 269_722,
+        }  # fmt: skip
+        (folder / "result.json").write_text(json.dumps(result))
+        return folder
+
+    return make
+
+
+def test_runs_of_a_recipe_are_one_row_of_their_final_epochs(
+    make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    folders = [
+        make_run("rn20-0", 0, [30.0, 95.0, 90.0]),
+        make_run("rn20-1", 1, [30.0, 40.0, 92.0]),
+        make_run("other-0", 0, [70.0], model="timm/resnet18"),
+    ]
+    table, picture = tmp_path / "table.md", tmp_path / "curves.png"
+    found = accuracy.main([*map(str, folders), "--table", str(table), "--picture", str(picture)])
+    other, ours = found["rows"]
+    assert ours["runs"] == "rn20 (2)"
+    assert ours["network"] == "resnet20 A"
+    assert ours["top-1"] == f"91.00 +- {math.sqrt(2):.2f} %"  # not 95, the best
+    assert (ours["error"], ours["paper's error"]) == ("9.00 %", "8.75 %")
+    assert (ours["minutes"], ours["images/s"], ours["commit"]) == ("4.5", "1,000", "012345678")
+    assert (other["network"], other["paper's error"], other["top-1"]) == (
+        "timm/resnet18", "-", "70.00 %",
+    )  # fmt: skip
+    lines = table.read_text().splitlines()
+    assert [line.count("|") for line in lines] == [len(accuracy.HEADER) + 1] * 4
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_run_that_is_not_finished_is_no_result(make_run: Callable[..., Path]) -> None:
+    folder = make_run("rn20-0", 0, [30.0])
+    (folder / "result.json").unlink()
+    with pytest.raises(FailureError, match="is not finished"):
+        accuracy.main([str(folder)])
+    with pytest.raises(FailureError, match=r"has no config\.yaml"):
+        accuracy.main([str(folder.parent)])
+
+
+@pytest.mark.parametrize(("theirs", "alike"), [([70.0, 71.0, 72.0], True), ([60.0, 61.0], False)])
+def test_means_are_compared_by_the_standard_error(theirs: list[float], alike: bool) -> None:
+    found: dict[str, Any] = yardstick.compare([71.0, 72.0, 73.0], theirs)
+    variance = 1.0 if alike else 0.5
+    assert found["standard_error"] == pytest.approx(math.sqrt(1 / 3 + variance / len(theirs)))
+    assert found["difference"] == pytest.approx(72.0 - sum(theirs) / len(theirs))
+    assert found["alike"] == alike
