@@ -4,8 +4,8 @@
         --imagenette imagenette-224
 
 Ours reads a raw .beton of the images in val/, by the filter triangle; torchvision reads the images
-as Pillow has them. Says the largest difference, and how sure the weights are: on scores that are all
-alike, nothing could differ.
+as Pillow has them. Says the largest difference, and how sure the weights are: on scores that are
+all alike, nothing could differ.
 """
 
 import subprocess
