@@ -90,7 +90,10 @@ def test_an_interrupt_ends_a_call_that_python_cannot_interrupt() -> None:
     assert process.stderr.readline() == "ready\n"
     time.sleep(0.2)  # into the call
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 130
+    try:
+        assert process.wait(timeout=30) == 130
+    finally:
+        process.kill()
     assert process.stderr.read() == "stopped.\n"
 
 
