@@ -192,7 +192,7 @@ def test_a_new_head_takes_weights_of_other_classes(tmp_path: Path) -> None:
     config = TrainConfig()
     chosen = {"name": "resnet14", "shortcut": "B", "weights": str(path), "pretrained_head": "new"}
     config = jobs.replace(config, model=jobs.replace(config.model, **chosen))
-    model = jobs._build(config, 10, torch.device("cpu"))
+    model = jobs.build_network(config, 10, torch.device("cpu"))
     expected = torch.load(path, weights_only=True)["layer3.1.conv2.weight"]
     assert torch.equal(model.state_dict()["layer3.1.conv2.weight"], expected)
     assert model.fc.weight.shape == (10, 64)
