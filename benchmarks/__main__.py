@@ -1,6 +1,7 @@
 """The benchmarks of speed, one after the other: `python -m benchmarks --photos FOLDER`.
 
-`benchmarks.reliability` and `benchmarks.ffcv_tests` measure no speed, and are run by themselves.
+`benchmarks.cold` measures a disk as well, `benchmarks.reliability` and `benchmarks.ffcv_tests` no
+speed at all; they are run by themselves.
 """
 
 import subprocess
