@@ -3,7 +3,8 @@
     python -m benchmarks.accuracy runs/rn20-0 runs/rn20-1 --table table.md --picture curves.png
 
 Runs whose recipes differ in the seed alone are one row, with mean and standard deviation. It is the
-final epoch that is reported, never the best one: that would choose by the test images.
+final epoch that is reported, never the best one: that would choose by the test images. --keep
+copies what the table is made of, and small networks' weights; copies make the same table.
 """
 
 import json
@@ -18,8 +19,9 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
-from resnet_ffcv import commandline
+from resnet_ffcv import commandline, jobs
 from resnet_ffcv.commandline import show_table
+from resnet_ffcv.config import ModelConfig, TrainConfig
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.files import write_whole
 from resnet_ffcv.models import build_model
@@ -51,6 +53,9 @@ NOT_THE_RECIPE = {
     "run": {"folder", "resume", "checkpoint_every", "checkpoint_steps"},
     "data": {"num_workers"},
 }
+
+KEPT = ("config.yaml", "environment.json", "log.jsonl", "result.json", "curves.png")
+MOST_PARAMETERS_KEPT = 500_000  # 2 MB
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,22 @@ def read_run(folder: Path) -> FinishedRun:
         json.loads((folder / "result.json").read_text()),
         [json.loads(line) for line in lines],
     )
+
+
+def keep_run(run: FinishedRun, folder: Path) -> None:
+    """Copies what says what was reached into a folder of the run's name, without the checkpoints.
+
+    The last weights of a small network become weights.safetensors, which train.py reads.
+    """
+    kept = folder / run.folder.name
+    kept.mkdir(parents=True, exist_ok=True)
+    for name in KEPT:
+        content = (run.folder / name).read_bytes()
+        write_whole(kept / name, lambda file, content=content: file.write(content))
+    if run.result["parameters"] <= MOST_PARAMETERS_KEPT:
+        last = str(run.folder / "checkpoints" / "last")
+        asked = TrainConfig(model=ModelConfig(weights=last))
+        jobs.export(asked, {"model.weights": last}, str(kept / "weights.safetensors"))
 
 
 def group_runs(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
@@ -180,8 +201,10 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("runs", nargs="+", help="folders of finished runs")
     parser.add_argument("--table", help="a .md to write: the table, a row for each recipe")
     parser.add_argument("--picture", help="a .png to write: curves side by side")
+    parser.add_argument("--keep", help="a folder that gets the runs without their checkpoints")
     arguments = parser.parse_args(argv)
-    groups = group_runs([read_run(Path(folder)) for folder in arguments.runs])
+    runs = [read_run(Path(folder)) for folder in arguments.runs]
+    groups = group_runs(runs)
     rows = [describe(name, group) for name, group in groups.items()]
     for name, row in zip(groups, rows, strict=True):
         show_table(name, ("", ""), list(zip(HEADER[1:], row[1:], strict=True)))
@@ -192,6 +215,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     if arguments.picture:
         figure, path = draw_runs(groups), Path(arguments.picture)
         write_whole(path, lambda file: figure.savefig(file, format="png"))
+    for run in runs if arguments.keep else []:
+        keep_run(run, Path(arguments.keep))
     return {"rows": [dict(zip(HEADER, row, strict=True)) for row in rows]}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import train
 from benchmarks import accuracy, yardstick
 from resnet_ffcv import config
 from resnet_ffcv.config import ModelConfig, RunConfig, TrainConfig, TrainingConfig
@@ -75,6 +76,20 @@ def test_a_run_that_is_not_finished_is_no_result(make_run: Callable[..., Path]) 
         accuracy.main([str(folder)])
     with pytest.raises(FailureError, match=r"has no config\.yaml"):
         accuracy.main([str(folder.parent)])
+
+
+def test_kept_runs_make_the_same_table_and_their_weights_the_same_figure(
+    sample_folder: Path, tmp_path: Path
+) -> None:
+    files = [f"--data.{split}={sample_folder / split}.beton" for split in ("train", "val")]
+    run, kept = tmp_path / "rn8-0", tmp_path / "kept" / "rn8-0"
+    options = ["--model.name=resnet8", "--training.epochs=1", f"--run.folder={run}"]
+    trained = train.main([*files, *options])
+    before = accuracy.main([str(run), "--keep", str(kept.parent)])
+    assert accuracy.main([str(kept)]) == before
+    weights = f"--model.weights={kept / 'weights.safetensors'}"
+    tested = train.main(["--run.eval_only=true", weights, files[1]])
+    assert tested["top1"] == trained["top1"]
 
 
 @pytest.mark.parametrize(("theirs", "alike"), [([70.0, 71.0, 72.0], True), ([60.0, 61.0], False)])
