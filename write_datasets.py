@@ -36,10 +36,12 @@ except KeyboardInterrupt:
     raise SystemExit(130) from None
 
 FLAGS = {
-    "info FILE": "say what is in a .beton file, and do nothing else",
+    "info FILE": "say what is in a .beton file by its tables and manifest; nothing is checked",
     "verify FILE": "check a .beton file by its checksums and manifest; exit code 1 if damaged",
     "decode true|false": "with --verify: decode every image, too (false)",
 }
+KEPT = "What was written is kept; the same command goes on with it"
+REMOVED = "What was not whole is removed; --writer.resume=true would keep it and go on with it"
 SHOWN = 20  # runs of damaged samples that are listed for people
 
 
@@ -64,6 +66,7 @@ def write(config: WriteConfig) -> dict[str, Any]:
     if ignored:
         files = "file whose ending is" if ignored == 1 else "files whose endings are"
         console.print(f"ignored {ignored:,} {files} of no image format")
+    commandline.say_when_stopped(lambda: KEPT if config.writer.resume else REMOVED)
     with commandline.progress() as progress:
         written = write_dataset(source, config, _Bar(progress))
     made = list(written.values())
@@ -96,10 +99,14 @@ def _row(file: Written) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+def _check_is_file(flag: str, path: Path) -> None:
+    if not path.is_file():
+        raise UsageError(f"--{flag} {path}: {'no file' if path.exists() else 'no such file'}")
+
+
 def show_verdict(path: Path, *, decode: bool) -> dict[str, Any]:
     """Checks a .beton file, and shows what is wrong with it."""
-    if not path.is_file():
-        raise UsageError(f"--verify {path}: {'no file' if path.exists() else 'no such file'}")
+    _check_is_file("verify", path)
     if path.suffix == ".partial":
         raise UsageError(
             f"--verify {path}: that is of a stopped write; --writer.resume=true goes on with it"
@@ -116,7 +123,9 @@ def show_verdict(path: Path, *, decode: bool) -> dict[str, Any]:
     if len(runs) > SHOWN:
         console.print(f"... and more, {len(verdict.damaged):,} samples in all")
     rows, missing = [("checked", words) for words in verdict.checked], []
-    if not manifest_path(path).exists():
+    if not verdict.checked:
+        missing.append("what the tables should lead to: checksums, manifest, images")
+    elif not manifest_path(path).exists():
         missing.append(
             f"checksums: no manifest {manifest_path(path).name} beside it, as write_datasets.py "
             "writes one"
@@ -151,6 +160,7 @@ def _find_runs(damaged: Mapping[int, str]) -> list[tuple[int, int, str]]:
 
 def show_info(path: Path) -> dict[str, Any]:
     """What is in a .beton file, by its tables and, if write_datasets.py wrote it, its manifest."""
+    _check_is_file("info", path)
     tables = read_image_tables(path)
     manifest = read_manifest(path) if manifest_path(path).exists() else None
     images = tables.metadata["image"]

@@ -297,6 +297,8 @@ def _check_header(path: Path, header: np.void, size: int) -> None:
     page_size, table = int(header["page_size"]), int(header["alloc_table_ptr"])
     if header["version"] != VERSION or page_size == 0 or page_size & (page_size - 1):
         raise FailureError(f"{path} is no .beton file of version {VERSION}")
+    if header["num_fields"] == 0:
+        raise FailureError(f"{path} has no fields; write it again")
     if table == 0:
         raise FailureError(f"{path}: its writing was not finished; write it again")
     if table > size or (size - table) % ALLOCATION.itemsize:

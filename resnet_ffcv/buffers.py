@@ -6,6 +6,7 @@ of it (views, tensors, views of tensors) keeps a reference to that array: Python
 whether it is free.
 """
 
+import os
 import sys
 import threading
 from collections import deque
@@ -83,6 +84,7 @@ class Slots:
         self.queries, self.batch_size, self.spare = queries, batch_size, spare
         self.respect_holders = respect_holders
         self.kept: deque[Slot] = deque()
+        self.process = os.getpid()
         self.lock = threading.RLock()  # a collector may end another epoch inside
 
     def take(self) -> Slot:

@@ -51,8 +51,8 @@ def replace_all(moves: Sequence[tuple[Path, Path]], gone: Sequence[Path] = ()) -
     done: list[tuple[Path, Path]] = []
 
     def move(source: Path, target: Path) -> None:
+        done.append((source, target))  # before: Ctrl-C may come right behind the system's call
         os.replace(source, target)
-        done.append((source, target))
 
     names = [*(name for _, name in moves), *gone]
     try:
@@ -64,7 +64,8 @@ def replace_all(moves: Sequence[tuple[Path, Path]], gone: Sequence[Path] = ()) -
         sync_folder(moves[0][1].parent)
     except BaseException:  # Ctrl-C too
         for source, target in reversed(done):
-            os.replace(target, source)
+            if not source.exists():  # it was moved
+                os.replace(target, source)
         raise
     for path in names:
         set_aside(path).unlink(missing_ok=True)

@@ -2,7 +2,8 @@
 
 A line of JSON first says what is written and how; another one follows whenever pages were written:
 what was stored in them, and sums over all images so far. What a line says is believed where it
-and the pages that it speaks of have their checksums.
+and the pages that it speaks of have their checksums. The last one has the checksum of the whole
+file, which is then about to get its name.
 """
 
 import base64
@@ -70,6 +71,20 @@ class Journal:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    def finish(self, sha256: str) -> None:
+        """The file is whole, and has this SHA-256."""
+        with self.path.open("a") as file:
+            file.write(_seal(json.dumps({"sha256": sha256})) + "\n")
+
+    def finished(self) -> str | None:
+        """The SHA-256 of the file that this job has finished; None where it has not."""
+        if self.page_size() is None:
+            return None
+        last = self.path.read_bytes().split(b"\n")[-2:][0]  # an empty piece follows the last line
+        said = json.loads(last[SEAL:]) if _is_sealed(last) else {}
+        found: str | None = said.get("sha256")
+        return found
+
     def note(self, content: Content, pages: PageWriter) -> None:
         """A task is done: `content` and `pages` stand as they do."""
         self.open.append(Entry.of(content))
@@ -113,14 +128,15 @@ class Journal:
             if json.loads(lines[0]) != {"job": self.job, "page_size": page_size}:
                 return None
             lines = [lines[0], *itertools.takewhile(_is_sealed, lines[1:])]
-            entries = [json.loads(line[SEAL:]) for line in lines[1:]]
+            said = [json.loads(line[SEAL:]) for line in lines[1:]]
+            entries = [entry for entry in said if "crc32" in entry]  # the last may tell of the end
             crc32 = [crc for entry in entries for crc in entry["crc32"]]
             whole = first + _count_whole(self.partial, first, page_size, crc32) * page_size
         except (OSError, ValueError, IndexError, KeyError):
             return None
         content, placed, size = Content.empty(images, row), [], len(lines[0]) + 1
         told = 0
-        for line, entry in zip(lines[1:], entries, strict=True):
+        for line, entry in zip(lines[1:], entries, strict=False):
             new = np.frombuffer(base64.b64decode(entry["allocations"]), beton.ALLOCATION)
             if len(new) and int(new["ptr"][-1]) >= whole:
                 break

@@ -102,7 +102,7 @@ class Loader:
         self.fname, self.batch_size, self.order = str(fname), batch_size, order
         self.num_workers = num_workers if num_workers >= 1 else len(os.sched_getaffinity(0))
         self.os_cache, self.distributed, self.drop_last = os_cache, distributed, drop_last
-        self.seed = _draw_seed(world_size) if seed is None else int(seed)
+        self.seed = _draw_seed(world_size) if seed is None else seed
         self.batches_ahead, self.recompile = batches_ahead, recompile
         self.rank, self.world_size, self.copy, self.on_error = rank, world_size, copy, on_error
         self._check_arguments()
@@ -140,9 +140,10 @@ class Loader:
     def next_epoch(self, epoch: int) -> None:
         self._next_epoch, self._first_sample = epoch, 0
         self._position = (epoch, 0)  # epoch, and samples of it that all ranks were handed
+        self._latest = None  # what an epoch that still runs hands out is not noted any more
 
     def _check_arguments(self) -> None:
-        for name in ("batch_size", "batches_ahead", "rank", "world_size"):
+        for name in ("batch_size", "batches_ahead", "rank", "world_size", "seed"):
             value = getattr(self, name)
             if not isinstance(value, int | np.integer):
                 raise UsageError(f"{name}={value!r}: wanted is a whole number")
@@ -225,13 +226,15 @@ class Loader:
         self.code = tuple(step.function for step in self.plan.steps)
 
     def _slots_for_plan(self) -> Slots:
-        """Those of the last epoch, unless an output's size was changed since."""
-        if self._slots is None or self._slots.queries != self.plan.queries:
-            self._slots = Slots(
+        """Those of the last epoch, unless an output's size was changed since, or in another
+        process, where an epoch's thread may have left them locked when it forked."""
+        slots = self._slots
+        if slots is None or slots.queries != self.plan.queries or slots.process != os.getpid():
+            slots = self._slots = Slots(
                 self.plan.queries, self.batch_size, spare=self.batches_ahead + 2,
                 respect_holders=self.copy is not False,
             )  # fmt: skip
-        return self._slots
+        return slots
 
     def note_progress(self, producer: Producer, batches: int | None) -> None:
         """An epoch handed out so many batches, or (None) its last. The latest one's is noted."""
@@ -267,7 +270,11 @@ class Loader:
             raise FailureError(
                 f"{self.fname}: the state was saved with another file, order or choice of indices"
             )
-        if not 0 <= int(state["samples"]) <= len(self.indices):
+        for name in ("seed", "epoch", "samples"):
+            value = state[name]
+            if not isinstance(value, int | np.integer) or not 0 <= value < 2**63:
+                raise UsageError(f"a state has {name}, a whole number from 0; found is {value!r}")
+        if state["samples"] > len(self.indices):
             raise UsageError(
                 f"a state of {state['samples']} samples, where an epoch has {len(self.indices):,}"
             )

@@ -18,6 +18,7 @@ from resnet_ffcv.decoders import ImageDecoder
 from resnet_ffcv.errors import UsageError
 from resnet_ffcv.kernels.random import absorb
 from resnet_ffcv.stock import (
+    AllocationQuery,
     BytesDecoder,
     Compiler,
     FloatDecoder,
@@ -44,6 +45,7 @@ class Step:
     operation: Any
     source: int | None
     name: str  # of the field
+    view: int = 0  # of decoders: how many of the same field come before it
     state: Any = None
     query: Any = None
     shared_query: Any = None
@@ -85,6 +87,11 @@ class Plan:
         """Of each step: for its own memory, and for that which its Operation's steps share."""
         return [query for step in self.steps for query in (step.query, step.shared_query)]
 
+    def readers(self, place: int | None) -> int:
+        """How many steps and outputs a step's result goes to."""
+        sources = [step.source for step in self.steps]
+        return sources.count(place) + self.outputs.count(place)  # type: ignore[arg-type]
+
 
 def read_specs(pipelines: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, PipelineSpec]:
     """Each output's pipeline, in the order of the fields, then of those that refer to others.
@@ -125,7 +132,8 @@ def build_steps(specs: Mapping[str, PipelineSpec], fields: Mapping[str, Any]) ->
             if spec.source not in fields:
                 raise UsageError(f"pipeline {name}: the file has the fields {', '.join(fields)}")
             decoder = take_decoder(spec, fields[spec.source], name)
-            decoders.append(Step(decoder, None, spec.source))
+            view = sum(step.name == spec.source for step in decoders)
+            decoders.append(Step(decoder, None, spec.source, view))
     steps, place_of = list(decoders), {id(s.operation): p for p, s in enumerate(decoders)}
     outputs, next_decoder = [], iter(range(len(decoders)))
     for name, spec in specs.items():
@@ -189,6 +197,9 @@ def bind(plan: Plan, fields: Mapping[str, Any], storage: Storage, *, compiling: 
         operation.accept_globals(storage.tables.metadata[step.name], read)
         before = START if step.source is None else plan.steps[step.source].state
         step.state, step.query = operation.declare_state_and_memory(before)
+        if isinstance(operation, Augmentation) and plan.readers(step.source) > 1:
+            # It works in place; others read the images as they are.
+            step.query = AllocationQuery(before.shape, before.dtype)
         step.shared_query = operation.declare_shared_memory(before)
         if compiling and not step.is_direct:
             step.function = operation.generate_code()
@@ -231,9 +242,11 @@ def run(plan: Plan, fields: Mapping[str, Any], batch: Batch, slot: Slot) -> tupl
         memory, shared = slot.views(2 * place, count), slot.views(2 * place + 1, count)
         column = batch.storage.tables.metadata[step.name]
         if isinstance(step.operation, ImageDecoder):
+            # Views of a field differ; those of different fields, an image and its mask, do not.
+            key = np.uint64(absorb(batch.key, step.view)) if step.view else batch.key
             found = step.operation.decode(
-                fields[step.name], column, batch.indices, memory, batch.storage.state(batch.key),
-                batch.key, batch.threads,
+                fields[step.name], column, batch.indices, memory, batch.storage.state(key), key,
+                batch.threads,
             )  # fmt: skip
             np.maximum(statuses, found.reshape(count, -1).max(axis=1), out=statuses)
             results.append(memory)
@@ -244,6 +257,9 @@ def run(plan: Plan, fields: Mapping[str, Any], batch: Batch, slot: Slot) -> tupl
             raise DamagedError(statuses)
         elif isinstance(step.operation, Augmentation):
             images = results[step.source]  # type: ignore[index]  # it is no decoder
+            if memory is not None:
+                np.copyto(memory, images)
+                images = memory
             # Each step has its own random numbers, and others than a decoder.
             key = np.uint64(absorb(batch.key, place))
             step.operation.augment(images, batch.indices, key, batch.threads)

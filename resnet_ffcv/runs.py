@@ -148,7 +148,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         FailureError: it cannot be read, or is none of ours.
     """
-    checkpoint = read_weights(path)
+    try:
+        checkpoint = read_weights(path)
+    except FailureError as error:
+        raise FailureError(
+            f"{path}, the run's checkpoint, is damaged; put a whole one there, or begin anew, with "
+            "another run.folder"
+        ) from error
     if "records" not in checkpoint:
         raise FailureError(f"{path} is no checkpoint of train.py")
     return checkpoint

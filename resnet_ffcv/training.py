@@ -249,6 +249,7 @@ class Trainer:
             "dataset": self.data.fingerprint,
             "step": self.step,
             "meter": self.meter.state_dict() if self.meter else None,
+            "damaged": dict(self.data.train.damaged),
             "records": self.run.records,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -275,6 +276,7 @@ class Trainer:
         if state.get("meter"):
             self.meter = Meter(self.device)
             self.meter.load_state_dict(state["meter"])
+        self.data.train.damaged |= state.get("damaged", {})
         restore_generators(state["generators"])
 
 

@@ -4,6 +4,7 @@ Tasks and results go through memory that coordinator and worker share, and the p
 carries but their sizes: a pipe copies 64 kB at a time, and fills up.
 """
 
+import errno
 import os
 import pickle
 import resource
@@ -30,6 +31,8 @@ PLACE_BYTES = 8
 LEAST_KEPT = 1 << 24  # bytes of a task's memory that are not given back
 HANDLES = 8  # open files that a worker takes, at most
 NO_MEMORY = "there is no memory to hand images over in; try fewer writer.workers"
+OUT_OF_MEMORY = "out of memory; try fewer writer.workers"  # Python's error has no words
+OF_A_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
 WAITS = 2**64 - 1  # where an image's place would stand: the worker has not begun
 
 
@@ -52,13 +55,14 @@ class Encoded:
     `moments` int64 (2, 3) are the sums of each channel of the stored pixels and of its squares;
     `sums` int64 (height, width, 3) adds the images up, None where they are large or of different
     sizes. `failures` has the images that could not be stored, by their place in the task, and why;
-    `images` the others.
+    `images` the others. `fault` says what ended the task before its end.
     """
 
     images: list[Stored]
     moments: np.ndarray
     sums: np.ndarray | None
     failures: dict[int, str] = field(default_factory=dict)
+    fault: str = ""
 
 
 def prepare(image: ImageConfig) -> None:
@@ -78,17 +82,29 @@ def encode_task(task: Task, memory: "Memory") -> Encoded:
             chance = draw(task.writer.seed, task.split, index)
             stored, pixels = encode(read(item), task.image, chance)
         except Exception as error:  # Pillow's plugins raise nearly anything
-            result.failures[place] = f"{task.names[place]} cannot be stored: {error}"
-            if task.writer.on_error == "skip":
-                continue
-            result.failures[place] += "; writer.on_error=skip leaves such images out"
-            break
+            words = OUT_OF_MEMORY if isinstance(error, MemoryError) else str(error)
+            failure = f"{task.names[place]} cannot be stored: {words}"
+            if not is_of_the_image(error):
+                result.fault = failure
+                break
+            if task.writer.on_error == "raise":
+                result.fault = f"{failure}; writer.on_error=skip leaves such images out"
+                break
+            result.failures[place] = failure
+            continue
         result.images.append(stored)
         add_moments(pixels, result.moments)
         if max(pixels.shape) <= MEAN_SIDE and len(result.images) == 1:
             result.sums = np.zeros(pixels.shape, np.int64)
         result.sums = add_pixels(result.sums, pixels)
     return result
+
+
+def is_of_the_image(error: Exception) -> bool:
+    """Whether an image is at fault, not the machine: a disk that is gone would leave all out."""
+    if isinstance(error, OSError):
+        return error.errno is None or error.errno in OF_A_FILE  # Pillow's own have no number
+    return not isinstance(error, MemoryError)
 
 
 class Memory:
@@ -145,9 +161,8 @@ class Handed:
         """What the worker made of it; its memory serves the next task."""
         encoded: Encoded = self.worker.memories[self.memory].get()
         self.worker.free.append(self.memory)
-        for failure in encoded.failures.values():
-            if failure == NO_MEMORY or self.task.writer.on_error == "raise":
-                raise FailureError(failure)
+        if encoded.fault:
+            raise FailureError(encoded.fault)
         return encoded
 
 
@@ -232,7 +247,7 @@ def work(pipe: "connection.Connection[int, int]", memories: list[Memory]) -> Non
             try:
                 memory.put(encoded)
             except (OSError, MemoryError):
-                memory.put(Encoded([], encoded.moments, None, {0: NO_MEMORY}))
+                memory.put(Encoded([], encoded.moments, None, fault=NO_MEMORY))
             pipe.send(number)
         except (EOFError, OSError):  # the coordinator was killed
             return

@@ -44,6 +44,7 @@ from resnet_ffcv.sources import Source, Split
 from resnet_ffcv.workers import Encoded, Pool, Task, prepare
 
 PROBES = 100  # images that the size of a split is judged by
+BLOCK = 512  # bytes, in which the system says how much of a file is on the disk
 # In a task for a worker: images at most, and bytes of files, so that few large ones are in memory.
 TASK_FILES, TASK_ARRAYS, TASK_BYTES = 16, 500, 1 << 22
 
@@ -96,8 +97,11 @@ def write_dataset(source: Source, config: WriteConfig, report: Report) -> dict[s
             ]
             drafts = [Draft(job, folder / f"{job.split}.beton") for job in jobs]
             report.say(f"storing images as {config.image.mode}")
-            refuse_if_too_large(jobs, folder, pool)
-            return {draft.job.split: write_split(draft, pool, report) for draft in drafts}
+            refuse_if_too_large(drafts, folder, pool)
+            written = {draft.job.split: write_split(draft, pool, report) for draft in drafts}
+            for draft in drafts:
+                draft.end()
+            return written
         finally:
             pool.close()
 
@@ -246,17 +250,21 @@ def default_mode(split: Split, config: ImageConfig, *, skip: bool = False) -> st
     return "raw" if longest <= SMALL_SIDE else "dct"
 
 
-def refuse_if_too_large(jobs: list[Job], folder: Path, pool: Pool) -> None:
-    """Raises FailureError where the disk cannot hold what the probes say the files will take."""
+def refuse_if_too_large(drafts: list["Draft"], folder: Path, pool: Pool) -> None:
+    """Raises FailureError where the disk cannot hold what the probes say is still to be written."""
     wanted = 0
-    for job in jobs:
+    for draft in drafts:
+        if draft.is_published():
+            continue
+        job = draft.job
         encoded = pool.encode(job.tasks(probe(job.indices)))
         sizes = [len(stored.data) for _, part in encoded for stored in part.images] or [0]
-        wanted += file_size(np.resize(sizes, len(job.indices)).tolist())  # again and again
+        size = file_size(np.resize(sizes, len(job.indices)).tolist())  # again and again
+        wanted += max(0, size - draft.bytes_on_disk())
     free = shutil.disk_usage(folder).free
     if wanted > free:
         raise FailureError(
-            f"{folder}: the files will take about {wanted / 1e9:,.2f} GB, the disk has "
+            f"{folder}: the files will take about {wanted / 1e9:,.2f} GB more, the disk has "
             f"{free / 1e9:,.2f} GB free; free some, or take a smaller image.max_resolution or "
             "image.quality"
         )
@@ -330,7 +338,8 @@ class Draft:
         self.journal: Journal | None = None
         if self.resume:
             written = {"images": self.identity, "times": times, "encoder": encoder_digest()}
-            self.journal = Journal(self.part, {**written, **job.options()})
+            source = {"source": job.source.name, "classes": job.source.classes}
+            self.journal = Journal(self.part, {**written, **source, **job.options()})
         self._settle()
 
     def _settle(self) -> None:
@@ -352,18 +361,26 @@ class Draft:
             is_ours = leftover.name.lstrip(".").startswith(self.path.name)
             if is_ours and leftover.suffix in (".part", ".new", ".old"):
                 leftover.unlink()
-        if self.journal and not self.part.exists():
-            self.journal.end()
+        kept = self.path.with_name(part_names(self.path)[True])
+        if not (self.resume or kept.exists()):
+            Journal(kept, {}).end()
 
     def is_published(self) -> bool:
         """Whether a run that this one goes on with has finished the file."""
-        if not (self.resume and self.manifest.exists()):
-            return False
+        finished = self.journal.finished() if self.journal else None
         try:
-            manifest = read_manifest(self.path)
+            return finished is not None and read_manifest(self.path).sha256 == finished
         except FailureError:
             return False
-        return manifest.images_sha256 == self.identity and manifest.options == self.job.options()
+
+    def bytes_on_disk(self) -> int:
+        """What a stopped write left there, which is gone on with or written over."""
+        return self.part.stat().st_blocks * BLOCK if self.part.exists() else 0
+
+    def end(self) -> None:
+        """All files of the source are whole: what would be gone on with is forgotten."""
+        if self.journal:
+            self.journal.end()
 
     def page_size(self) -> int:
         """That of a write that is gone on with, or FFCV's."""
@@ -463,12 +480,15 @@ class Draft:
             write_manifest(manifest, waiting(self.manifest))
             inode = str(self.part.stat().st_ino).encode()
             write_whole(waiting(self.path), lambda file: file.write(inode))
+            if self.journal:
+                self.journal.finish(manifest.sha256)
             replace_all([*moves, (waiting(self.manifest), self.manifest)], gone)
         finally:
-            for path in (self.mean, self.manifest, self.path):
-                waiting(path).unlink(missing_ok=True)
-        if self.journal:
-            self.journal.end()
+            names = (self.mean, self.manifest, self.path)
+            # Where not even the way back came to its end, the next run completes it.
+            if not any(set_aside(path).exists() for path in names):
+                for path in names:
+                    waiting(path).unlink(missing_ok=True)
 
     def _remove(self) -> None:
         self.part.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ import gc
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -186,6 +187,32 @@ def test_the_next_batches_are_the_same_after_resume(numbered: Path) -> None:
             assert np.array_equal(image, expected)
 
 
+def test_an_epoch_that_still_runs_does_not_change_a_state_that_was_loaded(numbered: Path) -> None:
+    loader = make(numbered, 8)
+    older = iter(loader)
+    next(older)
+    state = loader.state_dict()
+    next(older)
+    loader.load_state_dict(state)
+    next(older)
+    assert loader.state_dict() == state
+    loader.next_epoch = 5
+    next(older)
+    assert (loader.state_dict()["epoch"], loader.state_dict()["samples"]) == (5, 0)
+
+
+def test_a_forked_process_waits_for_no_lock_of_its_parent(numbered: Path) -> None:
+    loader = image_loader(numbered, 8)
+    next(iter(loader))
+    assert loader._slots is not None
+    with loader._slots.lock:  # as an epoch's thread may have it
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            os._exit(0 if loader._slots_for_plan().take() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_a_state_of_another_file_is_refused(numbered: Path, path: Path) -> None:
     state = make(numbered).state_dict()
     for other in (make(path), make(numbered, indices=range(50)), make(numbered, order=QUASI)):
@@ -206,7 +233,23 @@ def pixels_by_label(loader: Loader) -> dict[int, bytes]:
 
 
 @pytest.mark.parametrize(
-    "wrong", [None, {}, {"samples": 3}, {"samples": -1, "epoch": 0}, {"samples": 104, "epoch": 0}]
+    "wrong",
+    [
+        None,
+        {},
+        {"samples": 3},
+        *(
+            {"epoch": 0, "seed": 1, **wrong}
+            for wrong in (
+                {"samples": -1},
+                {"samples": 104},
+                {"samples": 3.5},
+                {"epoch": -1},
+                {"epoch": "x"},
+                {"seed": None},
+            )
+        ),
+    ],
 )
 def test_what_is_no_state_is_refused(numbered: Path, wrong: Any) -> None:
     loader = make(numbered)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_ffcv import Loader
+from resnet_ffcv import Loader, augment
+from resnet_ffcv.decoders import RandomResizedCrop, WholeImage
 from resnet_ffcv.errors import UsageError
 from resnet_ffcv.pipelines import build_steps, read_specs
 from resnet_ffcv.stock import OrderOption, PipelineSpec
@@ -214,3 +215,37 @@ def test_a_decoder_of_ffcvs_on_our_field_is_refused() -> None:
         build_steps(specs, known)
     with pytest.raises(UsageError, match="refers to an operation of no pipeline"):
         build_steps({"x": PipelineSpec(transforms.ToTensor(), None, [])}, known)
+
+
+def test_views_of_a_field_are_drawn_each_for_itself_those_of_two_fields_alike(
+    sample_folder: Path,
+) -> None:
+    def load(*names: str) -> list[np.ndarray]:
+        crops = {name: PipelineSpec("image", RandomResizedCrop((32, 32), flip=0.5), [])
+                 for name in names[1:]}  # fmt: skip
+        pipelines = {"image": [RandomResizedCrop((32, 32), flip=0.5)], "label": None, **crops}
+        return epoch(Loader(sample_folder / "train.beton", 64, pipelines=pipelines, seed=1))[0]
+
+    (alone,), (first, second, third) = load("image"), load("image", "second", "third")
+    assert np.array_equal(alone, first)
+    for a, b in ((first, second), (first, third), (second, third)):
+        assert (a != b).any(axis=(1, 2, 3)).mean() > 0.9
+
+
+def test_an_augmentation_leaves_other_outputs_as_they_are(sample_folder: Path) -> None:
+    def load(pipelines: dict[str, Any]) -> list[np.ndarray]:
+        loader = Loader(sample_folder / "train.beton", 64, pipelines=pipelines, seed=1)
+        return [np.array(part) for part in next(iter(loader))]
+
+    decoder, invert = WholeImage(), augment.ColorJitter(0.4, 0.4, 0.4, 0.1)
+    plain, changed = load(
+        {"image": [decoder], "label": None, "changed": PipelineSpec(decoder, None, [invert])}
+    )
+    (expected,) = load({"image": [WholeImage()], "label": None})
+    assert np.array_equal(plain, expected)
+    assert (changed != expected).any(axis=(1, 2, 3)).mean() > 0.9
+    again, alone = load(
+        {"image": [decoder], "label": None, "changed": PipelineSpec(decoder, None, [invert])}
+    )
+    assert np.array_equal(again, plain)
+    assert np.array_equal(alone, changed)

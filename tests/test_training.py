@@ -227,6 +227,8 @@ def test_damaged_images_end_a_run_or_are_left_out(
     train(recipe(tmp_path, tmp_path / "two", **{"data.on_error": "skip"}))
     assert [(r["images"], r["damaged"]) for r in records(tmp_path / "two")] == [(39, 1)] * 2
     assert "damaged, left out" in capsys.readouterr().err
+    run = str(tmp_path / "two")
+    assert jobs.resume(run, {"run.resume": run})["damaged"] == 1  # of the process before
     options = {"data.on_error": "skip", "data.val": str(tmp_path / "train.beton")}
     with pytest.raises(FailureError, match="sample 7 is damaged"):  # tests are exact
         train(recipe(tmp_path, tmp_path / "three", **options))
@@ -279,7 +281,7 @@ def test_resuming_refuses_another_recipe_another_file_and_no_run(
     with pytest.raises(UsageError, match="no run there"):
         jobs.resume(str(tmp_path), {"run.resume": str(tmp_path)})
     (run / "checkpoints" / "last").write_bytes(b"half a checkpoint")
-    with pytest.raises(FailureError, match="cannot be read"):
+    with pytest.raises(FailureError, match="the run's checkpoint, is damaged; put a whole one"):
         jobs.resume(str(run), {"run.resume": str(run)})
 
 

@@ -106,7 +106,8 @@ def test_info_of_a_file_without_a_manifest(tmp_path: Path) -> None:
         (["--image.qualty=3"], 2, "did you mean image.quality"),
         (["--image.quality=101"], 2, "image.quality='101' is not"),
         (["--output.folder=/dev/null"], 1, "/dev/null cannot be made"),
-        (["--info", "/nowhere.beton"], 1, "/nowhere.beton: No such file"),
+        (["--info", "/nowhere.beton"], 2, "/nowhere.beton: no such file"),
+        (["--info", "tests"], 2, "--info tests: no file"),
         (["--info", "LICENSE"], 1, "LICENSE is no .beton file"),
     ],
 )

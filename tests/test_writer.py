@@ -5,6 +5,7 @@ import io
 import itertools
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import tempfile
 import textwrap
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from resnet_ffcv import beton, writer
+from resnet_ffcv import beton, workers, writer
 from resnet_ffcv.config import ImageConfig, OutputConfig, WriteConfig, WriterConfig
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.manifest import read_manifest
@@ -459,7 +461,9 @@ def test_a_disk_too_small_is_refused_before_the_start(
     usage = shutil.disk_usage(tmp_path)._replace(free=20_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     notes = Notes()
-    with pytest.raises(FailureError, match=r"will take about 0\.03 GB, the disk has 0\.02 GB free"):
+    with pytest.raises(
+        FailureError, match=r"will take about 0\.03 GB more, the disk has 0\.02 GB free"
+    ):
         write(source_of(pixels(3)), tmp_path, notes, mode="raw")
     assert notes.counts == []
     assert list(tmp_path.iterdir()) == []
@@ -600,6 +604,39 @@ def test_images_that_cannot_be_stored_are_left_out(
     assert list((tmp_path / "none").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "2 cannot be stored: out of memory"),
+        (OSError(5, "Input/output error"), r"2 cannot be stored: .*Input/output error"),
+        (OSError(2, "No such file or directory"), ""),
+        (OSError("broken data stream"), ""),  # Pillow's
+        (SyntaxError("broken PNG file"), ""),
+    ],
+)
+def test_what_is_no_fault_of_an_image_skips_none(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    source = source_of(pixels(4))
+    config = WriteConfig(image=ImageConfig(mode="raw"), writer=WriterConfig(on_error="skip"))
+    (task,) = Job(source, "train", np.arange(4), config).tasks(np.arange(4))
+    read = workers.read
+
+    def fail(item: np.ndarray) -> Any:
+        if item is task.items[2]:
+            raise error
+        return read(item)
+
+    monkeypatch.setattr(workers, "read", fail)
+    memory = workers.Memory()
+    encoded = workers.encode_task(task, memory)
+    memory.close()
+    assert bool(encoded.fault) == bool(words)
+    assert re.search(words, encoded.fault)
+    assert list(encoded.failures) == ([] if words else [2])
+    assert len(encoded.images) == (2 if words else 3)
+
+
 class Stop(Notes):
     """Ends the write when so many images are done."""
 
@@ -644,12 +681,59 @@ def test_a_stopped_write_is_gone_on_with(tmp_path: Path, mode: str, damage: str)
     assert digests(folder) == digests(expected)
     went_on = [text for text in notes.said if "going on" in text]
     assert len(went_on) == (damage in ("none", "last page", "torn line"))
+
+
+@pytest.mark.parametrize("change", ["nothing", "an image", "the encoder", "a class"])
+def test_a_finished_split_is_kept_while_the_other_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    paths = [tmp_path / f"{number:02}.bmp" for number in range(40)]
+    for image, path in zip(pixels(40, 512), paths, strict=True):  # 0.8 MB each: ten to a page
+        Image.fromarray(image).save(path)
+    source, folder = source_of(paths[:10], paths[10:]), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        write(source, folder, Stop(35), mode="raw", resume=True)
+    assert (folder / "train.beton").exists()
+    assert (folder / "val.beton.partial").exists()
+    if change == "an image":
+        Image.fromarray(np.zeros((512, 512, 3), np.uint8)).save(paths[0])  # of as many bytes
+    elif change == "the encoder":
+        monkeypatch.setattr(writer, "encoder_digest", lambda: "another")
+    elif change == "a class":
+        source = replace(source, classes=["a", "b", "d"])
     notes = Notes()
-    write(source, folder, notes, mode=mode, quality=95, resume=True)
-    assert sum("is there already, of these" in text for text in notes.said) == 2
-    other = Notes()
-    write(source, folder, other, mode=mode, quality=94, resume=True)
-    assert not any("of these" in text for text in other.said)
+    write(source, folder, notes, mode="raw", resume=True)
+    kept = any("train.beton is there already, of these" in text for text in notes.said)
+    assert kept == (change == "nothing")
+    write(source, tmp_path / "whole", mode="raw")
+    assert digests(folder) == digests(tmp_path / "whole")
+    # Nothing was stopped: what is there is of images that may have changed since.
+    notes = Notes()
+    write(source, folder, notes, mode="raw", resume=True)
+    assert not any("of these" in text for text in notes.said)
+
+
+def test_room_on_the_disk_is_wanted_for_the_rest_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = source_of(pixels(1500, 100), pixels(600, 100))  # files of 59 and 34 MB
+
+    def have(free: int) -> None:
+        usage = shutil.disk_usage(tmp_path)._replace(free=free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+    have(100_000_000)
+    with pytest.raises(KeyboardInterrupt):
+        write(source, tmp_path, Stop(1200), mode="raw", resume=True)
+    have(65_000_000)
+    with pytest.raises(KeyboardInterrupt):
+        write(source, tmp_path, Stop(1800), mode="raw", resume=True)
+    assert (tmp_path / "train.beton").exists()
+    have(20_000_000)
+    with pytest.raises(FailureError, match="GB more, the disk has"):
+        write(source_of(pixels(1500, 100), pixels(1200, 100)), tmp_path, mode="raw", resume=True)
+    have(35_000_000)
+    write(source, tmp_path, mode="raw", resume=True)
 
 
 @pytest.mark.parametrize("mode", ["raw", "jpg"])
@@ -784,10 +868,14 @@ def test_a_failure_while_publishing_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("stopped", ["before it", "behind it", "for good"])
 @pytest.mark.parametrize("resume", [False, True])
 def test_whichever_rename_fails_files_are_old_or_new(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool, stopped: str
 ) -> None:
+    """A rename fails; or Ctrl-C comes right behind it; or no rename works any more."""
+    bad = tmp_path / "no.png"
+    bad.write_bytes(b"no image")
     folder, newer = tmp_path / "out", source_of(pixels(9, seed=1))
     write(newer, tmp_path / "new", mode="raw")
     write(source_of(pixels(3)), folder, mode="raw")
@@ -797,7 +885,11 @@ def test_whichever_rename_fails_files_are_old_or_new(
         calls = itertools.count(1)
 
         def fail(source: Path, target: Path, number: int = number, calls: Any = calls) -> None:
-            if next(calls) == number:
+            call = next(calls)
+            if call == number and stopped == "behind it":
+                replace(source, target)
+                raise KeyboardInterrupt
+            if call == number or (call > number and stopped == "for good"):
                 raise OSError(5, "Input/output error")
             replace(source, target)
 
@@ -805,13 +897,18 @@ def test_whichever_rename_fails_files_are_old_or_new(
         try:
             write(newer, folder, mode="raw", resume=resume)
             break
-        except FailureError:
-            found = digests(folder)
+        except (FailureError, KeyboardInterrupt):
+            monkeypatch.setattr(os, "replace", replace)
+        if stopped == "for good":  # the next run, though it comes to nothing, mends it
+            with pytest.raises(FailureError, match="cannot be stored"):
+                write(source_of([bad], [bad]), folder, mode="raw", resume=resume)
+        found = digests(folder)
         for split in ("train", "val"):
             ours = {n: sha for n, sha in found.items() if n.startswith(split) and "part" not in n}
             wanted = [{n: s[n] for n in s if n.startswith(split)} for s in states]
             assert ours in wanted
-        assert any("partial" in name for name in found) == resume  # what was written is kept
+        if stopped == "before it":
+            assert any("partial" in name for name in found) == resume  # what was written is kept
         assert not any(name.startswith(".") for name in found)
     assert number > 5
     monkeypatch.undo()

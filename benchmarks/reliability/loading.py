@@ -168,7 +168,8 @@ def try_damaged(folder: Path, _tries: int) -> list[Tried]:
                 list(load(order, workers, "raise"))
                 tried.expect(False, f"{order}: no error")
             except FailureError as error:
-                named = any(f"sample {sample} is damaged" in str(error) for sample in bad)
+                first = bad[:1] if order == OrderOption.SEQUENTIAL else bad
+                named = any(f"sample {sample} is damaged" in str(error) for sample in first)
                 tried.expect(named and str(path) in str(error), str(error))
     tried.ffcv = run_ffcv(FFCV_DAMAGED, str(path), str(bad[0]))
     return [tried]

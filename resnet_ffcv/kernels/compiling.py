@@ -112,7 +112,10 @@ class _Announcer(event.Listener):  # type: ignore[misc]  # numba has no types
     def on_start(self, event: Any) -> None:
         if not self.said and hasattr(event.data["dispatcher"], MARKER):
             self.said = True
-            logger.warning("compiling image kernels for this CPU; they are kept for the next start")
+            logger.warning(
+                "compiling image kernels for this CPU, for a minute or more; they are kept for the "
+                "next start"
+            )
 
     def on_end(self, event: Any) -> None:
         pass
