@@ -498,7 +498,8 @@ class Draft:
     def _say_what_is_missing(self, error: OSError, pages: PageWriter | None) -> str:
         """Of a full disk: how far it reached and, by what was written, what is missing."""
         written = pages.samples_written if pages else 0
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or not pages or not written:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if not is_full or not pages or not 0 < written < self.count:
             return ""
         sizes = [size for _, _, size in pages.allocations[:written]]
         missing = sum(sizes) / written * (self.count - written)

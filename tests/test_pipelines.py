@@ -62,7 +62,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def epoch(loader: Any) -> list[list[np.ndarray]]:
-    return [[np.array(part) for part in batch] for batch in loader]
+    return [[np.asarray(part).copy() for part in batch] for batch in loader]
 
 
 def both(path: Path, make: Callable[[], dict[str, Any]], **options: Any) -> tuple[Any, Any]:

@@ -145,9 +145,9 @@ def try_failing_calls(folder: Path, tries: int) -> list[Tried]:
                     break
                 words = f"call {number} of {name}: {ended}"
                 left = {path.name for path in out.iterdir()} if out.exists() else set()
+                left -= {n for n in left if resume and ".partial" in n}
                 if len([n for n in left if n.startswith("train")]) == 3:  # it was whole already
                     left -= {n for n in left if n.startswith("train")}
-                left -= {n for n in left if resume and ".partial" in n}
                 kept = "Error" in ended and str(error.strerror) in ended and not left
                 if resume:
                     write(out, images, resume=True)
