@@ -93,7 +93,7 @@ def parse(
     for word in unknown:
         if not word.startswith("--"):
             raise UsageError(f"unexpected argument {word!r}; keys are given as --section.key=value")
-        config.check_name(word[2:].split("=")[0], declared, "command line")
+        config.check_name(word[2:].split("=")[0], declared, "command line", names)
     config_file = given.pop("config", None)
     extra = {name: given.pop(name) for name in names if name in given}
     layers = config.read_yaml(config_file) if config_file is not None else []

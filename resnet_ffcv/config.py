@@ -587,14 +587,17 @@ def build(command: type[ConfigT], layers: Sequence[tuple[str, Values]]) -> Confi
     return command(**sections)
 
 
-def check_name(name: str, declared: fastargs.Config, place: str) -> None:
-    """Raises UsageError with the nearest valid name if `name` ("section.key") is not declared."""
+def check_name(name: str, declared: fastargs.Config, place: str, flags: Sequence[str] = ()) -> None:
+    """Raises UsageError with the nearest valid name if `name` ("section.key") is not declared.
+
+    `flags`: what else there could stand.
+    """
     names = [".".join(path) for path in declared.entries]
     if name in names:
         return
     sections = {n.split(".")[0] for n in names}
     near = [n for n in names if n.split(".")[1] == name.split(".")[-1]]  # wrong or no section
-    near = near or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = near or difflib.get_close_matches(name, [*names, *flags], n=1, cutoff=0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else "; --help lists all keys"
     if name in sections:
         hint = f"; it is a section: {', '.join(n for n in names if n.startswith(name + '.'))}"

@@ -108,6 +108,7 @@ def test_info_of_a_file_without_a_manifest(tmp_path: Path) -> None:
         (["--output.folder=/dev/null"], 1, "/dev/null cannot be made"),
         (["--info", "/nowhere.beton"], 2, "/nowhere.beton: no such file"),
         (["--info", "tests"], 2, "--info tests: no file"),
+        (["--verfy", "x"], 2, "unknown key verfy; did you mean verify?"),
         (["--info", "LICENSE"], 1, "LICENSE is no .beton file"),
     ],
 )
