@@ -164,3 +164,15 @@ def test_the_command(tmp_path: Path) -> None:
     for arguments in (["--verify", "/nowhere"], ["--decode=true"], ["--verify", "x", "--decode=2"]):
         wrong = run(*arguments)
         assert (wrong.returncode, wrong.stdout) == (2, "")
+
+
+def test_a_file_without_fields_is_not_whole(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    manifest_path(path).unlink()  # as of FFCV's writer
+    assert verify(path, Report()).whole
+    with path.open("r+b") as file:
+        file.seek(2)
+        file.write(bytes(2))
+    verdict = verify(path, Report())
+    assert not verdict.whole
+    assert "has no fields" in verdict.problems[0]
