@@ -27,13 +27,16 @@ from resnet_ffcv.files import write_whole
 from resnet_ffcv.models import build_model
 
 # He et al. 2015: top-1 error, percent, by network, shortcut and protocol. Tables 2 to 4 (ImageNet)
-# and 6 (CIFAR-10); 110 layers: best of 5 runs, 6.61 +- 0.16 over all.
-PAPER = {
+# and 6 (CIFAR-10); 110 layers: best of 5 runs, 6.61 +- 0.16 over all. Of the very images alone: of
+# folders of these names, as recipes have them, and of no sample or copy.
+PAPER_CIFAR10 = {
     ("resnet20", "A", "center"): 8.75,
     ("resnet32", "A", "center"): 7.51,
     ("resnet44", "A", "center"): 7.17,
     ("resnet56", "A", "center"): 6.97,
     ("resnet110", "A", "center"): 6.43,
+}
+PAPER_IMAGENET = {
     ("resnet18", "A", "ten_crop"): 27.88,
     ("resnet34", "A", "ten_crop"): 25.03,
     ("resnet34", "B", "ten_crop"): 24.52,
@@ -47,6 +50,8 @@ PAPER = {
     ("resnet101", "B", "multiscale"): 19.87,
     ("resnet152", "B", "multiscale"): 19.38,
 }
+PAPER = {"cifar10": PAPER_CIFAR10, "imagenet": PAPER_IMAGENET}
+
 # What does not make a run another recipe's.
 NOT_THE_RECIPE = {
     "training": {"seed", "device"},
@@ -89,6 +94,11 @@ class FinishedRun:
     @property
     def data(self) -> str:
         return Path(self.config["data"]["train"]).parent.name
+
+    @property
+    def environments(self) -> list[dict[str, Any]]:
+        """Where it began, and where it was gone on with."""
+        return [self.environment, *self.environment.get("resumed", [])]
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -149,11 +159,13 @@ def describe(name: str, group: Sequence[FinishedRun]) -> tuple[str, ...]:
     """A row of the table, after HEADER."""
     first = group[0]
     name_of, result, shortcut = first.config["model"]["name"], first.result, first.shortcut
-    paper = PAPER.get((name_of, shortcut or "", result["protocol"]))
+    papers = PAPER.get(first.data, {})
+    paper = papers.get((name_of, shortcut or "", result["protocol"]))
     top1 = [run.result["top1"] for run in group]
     minutes = [sum(record["seconds"] for record in run.records) / 60 for run in group]
     rates = [run.result["images_per_s"] for run in group]
-    commits = sorted({(run.environment["commit"] or "-")[:9] for run in group})
+    places = [place for run in group for place in run.environments]
+    commits = sorted({_short_commit(place["commit"]) for place in places})
     return (
         f"{name} ({len(group)})",
         f"{name_of} {shortcut or ''}".strip(),
@@ -166,9 +178,15 @@ def describe(name: str, group: Sequence[FinishedRun]) -> tuple[str, ...]:
         f"{result['epochs']:.4g}",
         f"{mean(minutes):.1f}",
         f"{mean(rates):,.0f}",
-        ", ".join(sorted({run.environment["device"] for run in group})),
+        ", ".join(sorted({place["device"] for place in places})),
         ", ".join(commits),
     )
+
+
+def _short_commit(commit: str | None) -> str:
+    """Of a commit as `git describe` has it, nine digits and whether files were changed."""
+    digits, dirty, _ = (commit or "-").partition("-dirty")
+    return digits[:9] + dirty
 
 
 def draw_runs(groups: dict[str, list[FinishedRun]]) -> Figure:

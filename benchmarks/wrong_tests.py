@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from resnet_ffcv import augment, commandline, jobs
 from resnet_ffcv.commandline import console, show_table
 from resnet_ffcv.config import DataConfig, ModelConfig, TestConfig, TrainConfig
-from resnet_ffcv.data import Normalize, load_test_data
+from resnet_ffcv.data import Normalize, load_test_data, short_sides
 from resnet_ffcv.models import as_fully_convolutional, read_weights
 from resnet_ffcv.testing import Setting, dense_scores, mean_score
 
@@ -101,8 +101,9 @@ def measure(model: nn.Module, config: TrainConfig, normalize: Normalize) -> dict
         say(name, top1(mean_score(logits, 1), labels))
         alone = top1(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1]))
         say(f"{name}, each alone", alone)
-    each = [score_side(model, data, test, side, normalize) for side in test.sides]
-    for side, (scores, labels) in zip(test.sides, each, strict=True):
+    sides = short_sides(data, test)
+    each = [score_side(model, data, test, side, normalize) for side in sides]
+    for side, (scores, labels) in zip(sides, each, strict=True):
         say(f"whole images at {side}", top1(scores, labels))
     labels = each[0][1]
     say("whole images, scores averaged", top1(sum(scores for scores, _ in each), labels))
@@ -122,11 +123,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         data=DataConfig(val=arguments.val), model=ModelConfig(weights=arguments.weights)
     )
     config = jobs.adopt_checkpoint(asked, given, weights)
-    side = config.data.resolution
-    sides = tuple(round(side * paper / 224) for paper in TestConfig().sides)
     if arguments.sides:
         sides = tuple(int(side) for side in arguments.sides.split(","))
-    config = replace(config, test=replace(config.test, sides=sides))
+        config = replace(config, test=replace(config.test, sides=sides))
     model = jobs.build_network(config, len(weights["classes"]), CPU)
     found = measure(model, config, Normalize(**weights["normalize"]))
     rows = [(name, f"{value:.2f} %") for name, value in found.items()]

@@ -2,10 +2,11 @@
 
     python -m benchmarks.yardstick --imagenette imagenette-224 --ours runs/yardstick-ours-*
 
-Trains the network of our runs by their schedule, with their seeds, from the same images, which
-torchvision decodes and augments; tests the centre crop. Says the mean of both, and whether they
-differ by more than two standard errors of the difference. The recipe is rn_configs/imagenette.yaml.
-What a seed has finished is kept in --folder. Hours on two cores.
+Trains the network of our runs by their schedule, with their seeds, in fp32, from the folder that
+their files were written from, by torchvision's bilinear filter; tests the centre crop. Ours read
+JPEGs encoded again as dct, by the filter area: what is compared is all of both. Says the means, and
+whether they differ by more than two standard errors of the difference. The recipe is
+rn_configs/imagenette.yaml. What a seed has finished is kept in --folder. Hours on two cores.
 """
 
 import json
@@ -116,7 +117,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     parser = commandline.Parser(prog="python -m benchmarks.yardstick", description=__doc__)
     parser.add_argument("--imagenette", required=True, help="folder of images: train/ and val/")
     parser.add_argument("--ours", required=True, nargs="+", help="folders of our runs")
-    parser.add_argument("--folder", default="runs/yardstick-torchvision", help="results so far")
+    parser.add_argument("--folder", default="yardstick", help="results so far")
     arguments = parser.parse_args(argv)
     runs: list[FinishedRun] = [read_run(Path(folder)) for folder in arguments.ours]
     if len(runs) < 2:

@@ -226,6 +226,28 @@ class TrivialAugmentWide(Augmentation):
         changes.draw_from_space(keys, kinds, sizes, bases, signed, what, numbers)
 
 
+class RandomCrop(Augmentation):
+    """A crop at random, of the image's size, of the image with a border; then its mirror image with
+    probability `flip`.
+
+    What the decoder PadCrop does, but behind other augmentations: they see no border.
+
+    Args:
+        padding: pixels of the border, on each side.
+        fill: its colour.
+    """
+
+    steps = 3
+
+    def __init__(self, padding: int = 4, fill: int | Sequence[int] = 0, flip: float = 0.5) -> None:
+        super().__init__()
+        self.padding = arguments.whole("padding", padding, 0, "pixels")
+        self.fill, self.flip = arguments.colour("fill", fill), arguments.probability("flip", flip)
+
+    def draw(self, keys: np.ndarray, size: Size, what: np.ndarray, numbers: np.ndarray) -> None:  # noqa: ARG002
+        changes.draw_shifts(keys, self.padding, self.flip, what, numbers)
+
+
 class RandomErasing(Augmentation):
     """Covers a rectangle with `fill`, with probability `p` (Zhong et al. 2017).
 

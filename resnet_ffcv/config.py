@@ -175,7 +175,12 @@ class DataConfig:
     )
     least_side: int = key(256, "crop=scale: shortest short side, pixels", low=1)
     most_side: int = key(480, "crop=scale: longest short side, pixels, included", low=1)
-    padding: int = key(4, "crop=pad: pixels added on each side, black", low=0, high=256)
+    padding: int = key(4, "crop=pad: pixels added on each side", low=0, high=256)
+    padding_fill: str = key(
+        "black",
+        "crop=pad: their colour, black or the training file's mean",
+        choices=("black", "mean"),
+    )
     min_area: float = key(
         0.08, "crop=random_resized: least share of the image's area", low=0.0, high=1.0
     )
@@ -208,6 +213,11 @@ class AugmentConfig:
         None,
         "changes drawn for each image as torchvision does; null: none",
         choices=("autoaugment_imagenet", "autoaugment_cifar10", "randaugment", "trivialaugment"),
+    )
+    policy_first: bool = key(
+        False,
+        "data.crop=pad: the policy changes the whole image, before its window is taken, as in "
+        "AutoAugment's own code for CIFAR; else it sees the border, as in torchvision's",
     )
     operations: int = key(2, "policy=randaugment: changes of an image", low=1, high=14)
     magnitude: int = key(9, "policy=randaugment: of each change", low=0, high=30)
@@ -347,7 +357,13 @@ class LearningRateConfig:
     cycle_rise: float = key(
         0.0, "restarts: share of each cycle in which the rate rises, linearly", low=0.0, high=1.0
     )
-    patience: int = key(5, "plateau: epochs without a lower validation loss before a drop", low=0)
+    patience: float = key(
+        0.04,
+        "plateau: whole epochs, as a fraction of the run, without a lower validation loss before a "
+        "drop",
+        low=0.0,
+        high=1.0,
+    )
     threshold: float = key(
         1e-4, "plateau: a loss counts as lower when it is so by this share", low=0.0, high=1.0
     )
@@ -377,25 +393,33 @@ class TestConfig:
         "whole images and their mirror images at each of test.sides, scores averaged",
         choices=("center", "ten_crop", "multiscale"),
     )
-    flip: bool = key(False, "protocol=center: average the scores of the view and its mirror image")
+    flip: bool = key(
+        False,
+        "protocol=center: average the scores of the view and its mirror image, as the others do "
+        "anyway",
+    )
     resolution: int | None = key(None, "pixels a side of the views; null: data.resolution", low=1)
-    sides: tuple[int, ...] = key(
-        (224, 256, 384, 480, 640), "protocol=multiscale: short sides, pixels", low=1
+    sides: tuple[int, ...] | None = key(
+        None,
+        "protocol=multiscale: short sides, pixels; null: the paper's 224, 256, 384, 480, 640 for "
+        "views of 224 pixels, for others in proportion",
+        low=1,
     )
     batch_size: int = key(250, "views of test.resolution a step", low=1)
 
     def __post_init__(self) -> None:
-        if self.flip and self.protocol != "center":
-            raise UsageError(
-                f"test.protocol={self.protocol} has mirror images; leave out test.flip"
-            )
-        if not self.sides:
+        if self.sides == ():
             raise UsageError("test.sides names no short side")
+
+    @property
+    def flips(self) -> bool:
+        """Whether a test by the protocol shows a view's mirror image beside it."""
+        return self.flip and self.protocol == "center"
 
     @property
     def name(self) -> str:
         """The protocol, as a result names it."""
-        return f"{self.protocol}+flip" if self.flip else self.protocol
+        return f"{self.protocol}+flip" if self.flips else self.protocol
 
 
 @dataclass(frozen=True)
@@ -427,6 +451,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         data, test = self.data, self.test
+        if self.augment.policy_first and (data.crop != "pad" or not self.augment.policy):
+            raise UsageError("augment.policy_first wants data.crop=pad and an augment.policy")
         if data.normalize != "pixel_mean":
             return
         if test.protocol == "multiscale":

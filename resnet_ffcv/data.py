@@ -26,6 +26,8 @@ from resnet_ffcv.stock import IntDecoder, OrderOption, Squeeze, ToDevice, ToTens
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+PAPERS_SIDES = (224, 256, 384, 480, 640)  # He et al. 2015, section 3.4, for views of 224 pixels
+
 # What writes the folders of data/ that recipes read.
 COMMANDS = {
     "sample": "python write_datasets.py",
@@ -118,8 +120,9 @@ def load_data(
     val_file, shown = (train_file, held_out) if config.split else (test_file, None)
     val = _view_loader(val_file, config, test, device, indices=shown)
     is_other_test = config.split or test.name != "center"
-    window = training_window(train_file, config)
-    augmentations = build_augmentations(changes or AugmentConfig(), train_file.manifest)
+    changes = changes or AugmentConfig()
+    window = training_window(train_file, config, whole=changes.policy_first)
+    augmentations = build_augmentations(changes, config, train_file.manifest)
     return Data(
         train=_loader(
             train_file, config, device, [window, *augmentations], config.batch_size,
@@ -203,7 +206,20 @@ def _pixel_mean(config: DataConfig, manifest: Manifest) -> Tensor:
     return mean.permute(2, 0, 1).contiguous()
 
 
-def build_augmentations(config: AugmentConfig, manifest: Manifest) -> list[Augmentation]:
+def mean_colour(manifest: Manifest) -> tuple[int, int, int]:
+    """Of a training file's pixels, 0 to 255; gray where the manifest has none."""
+    red, green, blue = (round(255 * channel) for channel in manifest.mean or (0.5, 0.5, 0.5))
+    return red, green, blue
+
+
+def border_colour(config: DataConfig, manifest: Manifest) -> tuple[int, int, int]:
+    """Of what data.crop=pad adds."""
+    return mean_colour(manifest) if config.padding_fill == "mean" else (0, 0, 0)
+
+
+def build_augmentations(
+    config: AugmentConfig, data: DataConfig, manifest: Manifest
+) -> list[Augmentation]:
     """The section `augment` as Operations, in the order of its keys."""
     made: list[Augmentation] = []
     if config.policy == "randaugment":
@@ -212,6 +228,9 @@ def build_augmentations(config: AugmentConfig, manifest: Manifest) -> list[Augme
         made.append(augment.TrivialAugmentWide())
     elif config.policy:
         made.append(augment.AutoAugment(config.policy.removeprefix("autoaugment_")))
+    if config.policy_first:
+        fill = border_colour(data, manifest)
+        made.append(augment.RandomCrop(data.padding, fill, flip=0.5 * data.flip))
     jitter = (config.brightness, config.contrast, config.saturation, config.hue)
     if any(jitter):
         made.append(augment.ColorJitter(*jitter))
@@ -219,7 +238,7 @@ def build_augmentations(config: AugmentConfig, manifest: Manifest) -> list[Augme
         made.append(augment.RandomGrayscale(config.grayscale))
     if config.pca:
         made.append(augment.PCAColour(config.pca))
-    mean = [round(255 * channel) for channel in manifest.mean or (0.5, 0.5, 0.5)]
+    mean = mean_colour(manifest)
     if config.erasing:
         made.append(augment.RandomErasing(config.erasing, fill=mean))
     if config.cutout:
@@ -227,8 +246,10 @@ def build_augmentations(config: AugmentConfig, manifest: Manifest) -> list[Augme
     return made
 
 
-def training_window(file: File, config: DataConfig) -> decoders.ImageDecoder:
-    """What shows a training image, by `data.crop`.
+def training_window(
+    file: File, config: DataConfig, *, whole: bool = False
+) -> decoders.ImageDecoder:
+    """What shows a training image, by `data.crop`; `whole`: of crop=pad only the image.
 
     Raises:
         UsageError: a window that the file's images, or the other keys, do not allow.
@@ -246,18 +267,37 @@ def training_window(file: File, config: DataConfig) -> decoders.ImageDecoder:
             )
         return decoders.ScaleCrop(size, sides, flip=flip, filter=filter_)
     if config.crop == "center":
-        return decoders.CenterCrop(size, config.center_ratio, flip=flip, filter=filter_)
+        return decoders.ResizedCenterCrop(size, config.center_ratio, flip=flip, filter=filter_)
     if file.constant_size != size:
         raise UsageError(
             f"data.crop=pad wants images of {size[0]} x {size[0]} pixels (data.resolution), "
             f"{file.path} has others; try data.crop=random_resized"
         )
-    return decoders.PadCrop(size, config.padding, flip=flip)
+    if whole:
+        return decoders.WholeImage(size)
+    return decoders.PadCrop(size, config.padding, border_colour(config, file.manifest), flip)
 
 
 def view_side(config: DataConfig, test: TestConfig) -> int:
     """Pixels a side of the views that a model is tested on."""
     return test.resolution or config.resolution
+
+
+def short_sides(config: DataConfig, test: TestConfig) -> tuple[int, ...]:
+    """Short sides of the whole images that test.protocol=multiscale shows, pixels.
+
+    Raises:
+        UsageError: one that is less than what the network sees at once.
+    """
+    side = view_side(config, test)
+    if test.sides is None:
+        return tuple(round(side * papers / PAPERS_SIDES[0]) for papers in PAPERS_SIDES)
+    if min(test.sides) < side:
+        raise UsageError(
+            f"test.sides: a short side of {min(test.sides)} is less than the {side} pixels of "
+            "test.resolution or data.resolution, which the network sees at once"
+        )
+    return test.sides
 
 
 def view(config: TrainConfig) -> dict[str, Any]:
@@ -280,7 +320,7 @@ def view_window(
     """
     side = view_side(config, test)
     if protocol == "center":
-        return decoders.CenterCrop((side, side), config.center_ratio, filter=config.filter)
+        return decoders.ResizedCenterCrop((side, side), config.center_ratio, filter=config.filter)
     short_side = round(side / config.center_ratio)
     if short_side == side:
         raise UsageError(
@@ -300,7 +340,7 @@ def _view_loader(
     indices: np.ndarray | None = None,
 ) -> Loader:
     window = view_window(config, test, protocol)
-    views = int(np.prod(window.views, dtype=int)) * (1 + test.flip)
+    views = int(np.prod(window.views, dtype=int)) * (1 + test.flips)
     return _loader(
         file, config, device, [window], max(1, test.batch_size // views),
         order=OrderOption.SEQUENTIAL, indices=indices, seed=0,
@@ -312,16 +352,10 @@ def _test_images(
 ) -> Loader | ResizedImages:
     if test.protocol != "multiscale":
         return _view_loader(file, config, test, device, protocol=test.protocol)
-    side = view_side(config, test)
-    if min(test.sides) < side:
-        raise UsageError(
-            f"test.sides: a short side of {min(test.sides)} is less than the {side} pixels of "
-            "test.resolution or data.resolution, which the network sees at once"
-        )
     return ResizedImages(
         file.path,
-        test.sides,
-        resolution=side,
+        short_sides(config, test),
+        resolution=view_side(config, test),
         batch_size=test.batch_size,
         num_workers=_workers(config),
         filter=config.filter,

@@ -290,7 +290,10 @@ class RandomResizedCrop(ImageDecoder):
 
 
 class CenterCrop(ImageDecoder):
-    """The middle square of `ratio` times the short side, in whole pixels (FFCV's rule), resized."""
+    """The middle square of `ratio` times the short side, in whole pixels (FFCV's rule), resized.
+
+    What a model is tested on is ResizedCenterCrop's, up to a pixel or two elsewhere.
+    """
 
     def __init__(
         self, output_size: Sequence[int], ratio: float = 224 / 256, *, filter: str = "area",
@@ -304,6 +307,20 @@ class CenterCrop(ImageDecoder):
     def choose_windows(self, samples: Samples, size: Size) -> np.ndarray:  # noqa: ARG002
         chosen = np.empty((len(samples.indices), windows.NUMBERS))
         windows.center_windows(*samples, self.ratio, self.flip, chosen)
+        return chosen
+
+
+class ResizedCenterCrop(CenterCrop):
+    """torchvision's Resize(short_side), CenterCrop(output_size).
+
+    Args:
+        ratio: the crop's longer side over the short side, which is rounded to whole pixels.
+    """
+
+    def choose_windows(self, samples: Samples, size: Size) -> np.ndarray:
+        chosen = np.empty((len(samples.indices), windows.NUMBERS))
+        short_side = round(max(size) / self.ratio)
+        windows.resized_center_windows(*samples, short_side, size, self.flip, chosen)
         return chosen
 
 

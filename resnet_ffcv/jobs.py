@@ -24,13 +24,14 @@ from resnet_ffcv.data import (
     open_file,
     read_picture,
     readable_name,
+    short_sides,
     view,
     view_side,
     view_window,
 )
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.export import find_writer
-from resnet_ffcv.models import build_model, load_weights, read_weights
+from resnet_ffcv.models import build_model, is_cifar_model, load_weights, read_weights
 from resnet_ffcv.models.weights import NEW_HEAD, SPEC
 from resnet_ffcv.runs import Record, Run
 from resnet_ffcv.testing import Clock, Counts, Setting
@@ -43,13 +44,11 @@ from resnet_ffcv.training import (
     seed_generators,
 )
 
-# torchvision's convention, of weights that do not say how their images were seen.
-FOREIGN_VIEW = {
-    "normalize": "imagenet",
-    "resolution": 224,
-    "center_ratio": 0.875,
-    "filter": "triangle",
-}
+# How images were seen by weights that do not say it: torchvision's convention for ImageNet and, for
+# networks of 6n+2 layers, akamaster/pytorch_resnet_cifar10's (trainer.py:88), ImageNet's constants.
+FOREIGN = {"normalize": "imagenet", "filter": "triangle"}
+FOREIGN_IMAGENET = {**FOREIGN, "resolution": 224, "center_ratio": 0.875}
+FOREIGN_CIFAR = {**FOREIGN, "resolution": 32, "center_ratio": 1.0}
 OTHER_CLASSES = "data.val names the file whose classes the model is tested on"
 
 Given = dict[str, Any]  # the keys that a file or the command line set
@@ -87,7 +86,7 @@ def resume(folder: str, given: Given) -> dict[str, Any]:
     layers = [*configuration.read_yaml(file), ("command line", given)]
     config = configuration.build(TrainConfig, layers)
     device = pick_device(config.training)
-    run, checkpoint = Run.reopen(Path(folder))
+    run, checkpoint = Run.reopen(Path(folder), device)
     if checkpoint:  # it replaces the weights that the run began with, which may be gone
         config = replace(config, model=replace(config.model, weights=None))
     trainer_parts = _prepare(config, device)
@@ -125,23 +124,38 @@ def build_network(
 def _check_fit(
     config: TrainConfig, model: nn.Module, device: torch.device, smallest_batch: int = 2
 ) -> None:
-    """Raises UsageError where the model does not take images of the recipe's size.
+    """Raises UsageError where the model does not take images of the recipe's sizes.
 
     BatchNorm wants two values of each channel: a batch of one image may have but one.
     """
-    side, images = config.data.resolution, min(smallest_batch, 2)  # more tell no more
+    images = min(smallest_batch, 2)  # more tell no more
+    sides = {
+        "data.resolution": config.data.resolution,
+        "data.start_resolution": config.data.start_resolution,
+        "test.resolution": config.test.resolution,
+    }
     states = generator_states()
+    try:
+        for key, side in sides.items():
+            if side is not None:
+                _try_size(model, config.model.name, (images, side), device, key)
+    finally:
+        restore_generators(states)
+
+
+def _try_size(
+    model: nn.Module, name: str, size: tuple[int, int], device: torch.device, key: str
+) -> None:
+    images, side = size
     try:
         with torch.inference_mode():
             copy.deepcopy(model).train()(torch.zeros(images, 3, side, side, device=device)).float()
     except Exception as error:  # each network has its own
         one = ", or data.batch_size so that no batch is of one image" if images == 1 else ""
         raise UsageError(
-            f"model.name={config.model.name} does not take {images} x {side} x {side} pixels "
-            f"({error}); change it, or data.resolution{one}"
+            f"model.name={name} does not take {images} x {side} x {side} pixels "
+            f"({error}); change it, or {key}{one}"
         ) from error
-    finally:
-        restore_generators(states)
 
 
 def pick_device(config: TrainingConfig) -> torch.device:
@@ -190,14 +204,14 @@ def _train(
         _announce(trainer)
         tested = trainer.train()
         if data.test:
-            tested = trainer.test(data.test, "test", flip=config.test.flip)
+            tested = trainer.test(data.test, "test", flip=config.test.flips)
     train_seconds, wait_seconds = run.total("train_seconds"), run.total("wait_seconds")
     timed = sum(r["images_per_s"] * r["train_seconds"] for r in run.records)  # by this process
     damaged = data.train.damaged
     result = {
         **_accuracy(tested),
         "parameters": count_parameters(model),
-        "protocol": config.test.name,
+        **_protocol(config),
         "epochs": trainer.step / trainer.steps_per_epoch,
         "images_per_s": timed / train_seconds,
         "damaged": len(damaged),
@@ -232,7 +246,7 @@ def evaluate(config: TrainConfig, given: Given) -> dict[str, Any]:
         bar, clock = _Bar(progress), Clock()
         bar.begin("test", len(images.indices))
         setting = Setting(normalize, device, precision, bar.advance)
-        counts = testing.evaluate(model, images, setting, flip=config.test.flip, clock=clock)
+        counts = testing.evaluate(model, images, setting, flip=config.test.flips, clock=clock)
     if not math.isfinite(counts.loss):
         raise FailureError(
             f"the loss of {config.model.weights} on {config.data.val} is not finite: weights of a "
@@ -241,7 +255,7 @@ def evaluate(config: TrainConfig, given: Given) -> dict[str, Any]:
     result = {
         **_accuracy(counts),
         "parameters": count_parameters(model),
-        "protocol": config.test.name,
+        **_protocol(config),
         "epochs": None,
         "images_per_s": counts.seen / clock.seconds,
         "run": None,
@@ -299,10 +313,13 @@ def _weights(config: TrainConfig) -> dict[str, Any]:
 def adopt_checkpoint(config: TrainConfig, given: Given, weights: dict[str, Any]) -> TrainConfig:
     """The configuration with what a checkpoint of ours records, where no key was given for it.
 
-    Weights from elsewhere record no view of the images: there torchvision's convention stands for
-    what was not given (its mean and standard deviation, its filter, the centre 224 of 256 pixels).
+    Weights from elsewhere record no view of the images: there a convention stands for what was not
+    given (torchvision's mean and standard deviation, its filter; the centre 224 of 256 pixels, or
+    for networks of 6n+2 layers the whole of 32).
     """
-    found = {"data": weights.get("view", FOREIGN_VIEW)}
+    name = weights["spec"]["name"] if "spec" in weights else config.model.name
+    foreign = FOREIGN_CIFAR if is_cifar_model(name) else FOREIGN_IMAGENET
+    found = {"data": weights.get("view", foreign)}
     if "spec" in weights:
         found["model"] = {name: weights["spec"][name] for name in SPEC if name != "num_classes"}
     for section, values in found.items():
@@ -343,6 +360,15 @@ def _accuracy(counts: Counts) -> dict[str, Any]:
         "top5": counts.top5,
         "loss": counts.loss,
         "images": counts.seen,
+    }
+
+
+def _protocol(config: TrainConfig) -> dict[str, Any]:
+    many = config.test.protocol == "multiscale"
+    return {
+        "protocol": config.test.name,
+        "resolution": view_side(config.data, config.test),
+        "sides": list(short_sides(config.data, config.test)) if many else None,
     }
 
 

@@ -58,12 +58,7 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             if not config.run.folder:
                 folder = _make_fresh_folder(folder, config.model.name)
-            write_whole(
-                folder / "environment.json",
-                lambda file: file.write(
-                    json.dumps(describe_environment(device), indent=2).encode()
-                ),
-            )
+            write_environment(folder, describe_environment(device))
             write_whole(
                 folder / "config.yaml",
                 lambda file: file.write(configuration.to_yaml(config).encode()),
@@ -73,13 +68,15 @@ class Run:
             raise FailureError(f"run folder {folder}: {error.strerror}") from error
 
     @classmethod
-    def reopen(cls, folder: Path) -> tuple["Run", dict[str, Any] | None]:
+    def reopen(cls, folder: Path, device: torch.device) -> tuple["Run", dict[str, Any] | None]:
         """(the run, its last checkpoint); log and best checkpoint become those of that epoch.
 
-        The checkpoint is None where the run was stopped before its first: it begins anew.
+        The checkpoint is None where the run was stopped before its first: it begins anew. It may go
+        on on another machine or commit: environment.json says from which step on.
         """
         path = folder / "checkpoints" / "last"
         checkpoint = read_checkpoint(path) if path.exists() else None
+        add_environment(folder, device, step=checkpoint["step"] if checkpoint else 0)
         run = cls(folder, checkpoint["records"] if checkpoint else [])
         if checkpoint and checkpoint.get("meter") is None and last_is_best(run.records):
             # It stands at the end of the best epoch, and was perhaps killed before it said so.
@@ -190,6 +187,31 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "commit": _commit(),
     }
+
+
+def write_environment(folder: Path, environment: dict[str, Any]) -> None:
+    """Writes a run's environment.json."""
+    content = json.dumps(environment, indent=2).encode()
+    write_whole(folder / "environment.json", lambda file: file.write(content))
+
+
+def add_environment(folder: Path, device: torch.device, step: int) -> None:
+    """Notes in environment.json, as `resumed`, where a run goes on, if that is another place.
+
+    Raises:
+        FailureError: the file is missing or damaged.
+    """
+    path = folder / "environment.json"
+    try:
+        first = json.loads(path.read_text())
+        resumed = first.setdefault("resumed", [])
+    except (OSError, ValueError, AttributeError) as error:
+        raise FailureError(f"{path} cannot be read: {error}") from error
+    last = {**first, **(resumed[-1] if resumed else {})}
+    here = describe_environment(device)
+    if any(last.get(name) != value for name, value in here.items()):
+        resumed.append({"step": step, **here})
+        write_environment(folder, first)
 
 
 def _processor() -> str:

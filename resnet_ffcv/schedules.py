@@ -85,18 +85,19 @@ def _dropped(config: LearningRateConfig, now: Moment, milestones: Sequence[float
 
 
 def plateau(config: LearningRateConfig, now: Moment) -> float:
-    """Times gamma after more than `patience` epochs without a lower loss.
+    """Times gamma after more than `patience` of the run, in whole epochs, without a lower loss.
 
     torch's ReduceLROnPlateau (mode min, relative threshold, no cooldown, eps 0), replayed over the
     losses.
     """
     rate, best, waited = config.base, math.inf, 0
+    patience = round(config.patience * now.total_steps / now.steps_per_epoch)
     for loss in now.losses:
         if loss < best * (1 - config.threshold):
             best, waited = loss, 0
         else:
             waited += 1
-        if waited > config.patience:
+        if waited > patience:
             rate, waited = rate * config.gamma, 0
     return rate
 

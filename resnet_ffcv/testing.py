@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from resnet_ffcv.loader import Loader
 from resnet_ffcv.models import as_fully_convolutional
 from resnet_ffcv.resized import ResizedImages
 
+SMALLEST = torch.finfo(torch.float32).tiny  # of a score whose logarithm is taken
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -215,7 +217,8 @@ def _score_whole_images(
 ) -> Scored:
     dense = as_fully_convolutional(model, images.resolution, setting.device)
     labels = torch.from_numpy(images.labels).to(setting.device)
-    scores = torch.zeros(len(labels), 0)  # sums of softmax scores: as many for each image
+    scores = torch.zeros(len(labels), 0)  # sums of softmax scores
+    times = np.zeros(len(labels), np.int64)  # that each image was shown
     with closing(clock.time(images)) as batches:
         for places, pixels in batches:
             whole = torch.from_numpy(pixels).to(setting.device)
@@ -225,8 +228,15 @@ def _score_whole_images(
             if not scores.numel():
                 scores = found.new_zeros(len(labels), found.shape[1])
             scores.index_add_(0, torch.from_numpy(places).to(setting.device), found)
+            np.add.at(times, places, 1)
             setting.on_images(len(places) / len(images.sides))
-    yield scores.clamp_min(torch.finfo(scores.dtype).tiny).log(), labels
+    wrong = np.flatnonzero(times != len(images.sides))
+    if len(wrong):
+        raise FailureError(
+            f"{images.fname}: image {wrong[0]} was tested at {times[wrong[0]]} sizes of "
+            f"{len(images.sides)}"
+        )
+    yield (scores / (2 * len(images.sides))).clamp_min(SMALLEST).log(), labels
 
 
 def dense_scores(dense: nn.Module, images: Tensor, setting: Setting) -> Tensor:

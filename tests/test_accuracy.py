@@ -11,7 +11,7 @@ import pytest
 import train
 from benchmarks import accuracy, yardstick
 from resnet_ffcv import config
-from resnet_ffcv.config import ModelConfig, RunConfig, TrainConfig, TrainingConfig
+from resnet_ffcv.config import DataConfig, ModelConfig, RunConfig, TrainConfig, TrainingConfig
 from resnet_ffcv.errors import FailureError
 
 
@@ -19,16 +19,22 @@ from resnet_ffcv.errors import FailureError
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """`make_run(name, seed, top1)` makes the folder of a finished run."""
 
-    def make(name: str, seed: int, top1: list[float], model: str = "resnet20") -> Path:
+    def make(
+        name: str, seed: int, top1: list[float], *, model: str = "resnet20", data: str = "cifar10",
+        protocol: str = "center",
+    ) -> Path:  # fmt: skip
         folder = tmp_path / name
         folder.mkdir()
         recipe = TrainConfig(
+            data=DataConfig(train=f"data/{data}/train.beton"),
             model=ModelConfig(model),
             training=TrainingConfig(seed=seed),
             run=RunConfig(folder=str(folder)),
         )
         (folder / "config.yaml").write_text(config.to_yaml(recipe))
-        environment = {"device": "a processor", "commit": "0123456789abcdef"}
+        environment: dict[str, Any] = {"device": "a processor", "commit": "0123456789abcdef-dirty"}
+        if seed:
+            environment["resumed"] = [{"step": 9, "device": "another", "commit": "f" * 40}]
         (folder / "environment.json").write_text(json.dumps(environment))
         records = [
             {"epoch": number, "train_top1": 50.0, "val_top1": value, "seconds": 90.0}
@@ -36,7 +42,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         ]
         (folder / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
         result = {
-            "top1": top1[-1], "protocol": "center", "images": 500, "epochs": len(top1),
+            "top1": top1[-1], "protocol": protocol, "images": 500, "epochs": len(top1),
             "images_per_s": 1000.0 + seed, "parameters": 269_722,
         }  # fmt: skip
         (folder / "result.json").write_text(json.dumps(result))
@@ -60,13 +66,37 @@ def test_runs_of_a_recipe_are_one_row_of_their_final_epochs(
     assert ours["network"] == "resnet20 A"
     assert ours["top-1"] == f"91.00 +- {math.sqrt(2):.2f} %"  # not 95, the best
     assert (ours["error"], ours["paper's error"]) == ("9.00 %", "8.75 %")
-    assert (ours["minutes"], ours["images/s"], ours["commit"]) == ("4.5", "1,000", "012345678")
+    assert (ours["minutes"], ours["images/s"]) == ("4.5", "1,000")
+    assert ours["device"] == "a processor, another"
+    assert ours["commit"] == "012345678-dirty, fffffffff"
     assert (other["network"], other["paper's error"], other["top-1"]) == (
         "timm/resnet18", "-", "70.00 %",
     )  # fmt: skip
     lines = table.read_text().splitlines()
     assert [line.count("|") for line in lines] == [len(accuracy.HEADER) + 1] * 4
     assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "protocol", "error"),
+    [
+        ("resnet20", "cifar10", "center", "8.75 %"),
+        ("resnet20", "cifar100", "center", "-"),
+        ("resnet20", "cifar10-jpeg-q75", "center", "-"),
+        ("resnet20", "sample", "center", "-"),
+        ("resnet18", "imagenet", "ten_crop", "-"),  # of option B, which the paper has not
+        ("resnet34", "imagenet", "ten_crop", "24.52 %"),
+        ("resnet34", "imagenet", "multiscale", "21.84 %"),
+        ("resnet34", "imagenet", "center", "-"),
+        ("resnet34", "imagenette-224", "ten_crop", "-"),
+    ],
+)
+def test_the_papers_error_is_of_its_images_network_and_protocol(
+    make_run: Callable[..., Path], model: str, data: str, protocol: str, error: str
+) -> None:
+    folder = make_run("x-0", 0, [90.0], model=model, data=data, protocol=protocol)
+    (row,) = accuracy.main([str(folder)])["rows"]
+    assert row["paper's error"] == error
 
 
 def test_a_run_that_is_not_finished_is_no_result(make_run: Callable[..., Path]) -> None:

@@ -21,19 +21,20 @@ NAMES = {kind: name for name, (kind, _, _) in augment.KINDS.items()}
 POLICIES = {one.value: one for one in v2.AutoAugmentPolicy}
 
 
+def magnitude_of(name: str, number: float) -> float:
+    """torchvision's magnitude of a change, from our number."""
+    if name.startswith("Shear"):
+        return float(np.tan(number))
+    return number / 255 if name == "Solarize" else number - augment.KINDS[name][1]
+
+
 def apply_by_torchvision(
     image: np.ndarray, kind: int, number: float, fill: tuple[int, int, int]
 ) -> np.ndarray:
     """A change by torchvision's own code of policies, from our number back to its magnitude."""
     name = NAMES[kind]
-    base = augment.KINDS[name][1]
-    magnitude = number - base
-    if name.startswith("Shear"):
-        magnitude = float(np.tan(number))
-    elif name == "Solarize":
-        magnitude = number / 255
     made = v2.AutoAugment()._apply_image_or_video_transform(
-        torch.from_numpy(image).permute(2, 0, 1), name, magnitude, "nearest",
+        torch.from_numpy(image).permute(2, 0, 1), name, magnitude_of(name, number), "nearest",
         {torch.Tensor: list(fill)},
     )  # fmt: skip
     return made.permute(1, 2, 0).numpy()
@@ -84,6 +85,48 @@ def test_policies_are_drawn_with_their_probabilities(name: str) -> None:
     assert abs((numbers[signed, 0] < 0).mean() - 0.5) < 0.01
 
 
+def drawn_by_torchvision(
+    transform: Any, count: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> Counter[tuple[str, float]]:
+    """How often a policy of torchvision asks for each change by its magnitude."""
+    asked: Counter[tuple[str, float]] = Counter()
+
+    def note(image: Any, name: str, magnitude: float, *_: Any, **__: Any) -> Any:
+        asked[name, round(float(magnitude or 0), 4)] += 1
+        return image
+
+    monkeypatch.setattr(transform, "_apply_image_or_video_transform", note)
+    torch.manual_seed(0)
+    image = torch.zeros(3, *size, dtype=torch.uint8)
+    for _ in range(count):
+        transform(image)
+    return asked
+
+
+DRAWN: dict[str, tuple[augment.Augmentation, Any]] = {
+    **{p: (augment.AutoAugment(p), v2.AutoAugment(one)) for p, one in POLICIES.items()},
+    "randaugment": (augment.RandAugment(2, 20), v2.RandAugment(2, 20)),
+    "trivialaugment": (augment.TrivialAugmentWide(), v2.TrivialAugmentWide()),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_magnitudes_are_drawn_as_by_torchvision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How often each change comes by each magnitude, against what torchvision itself asks for."""
+    ours, theirs = DRAWN[name]
+    size, count = (96, 80), 20_000
+    expected = drawn_by_torchvision(theirs, count, size, monkeypatch)
+    kinds, numbers = ours.choose(np.arange(count), size, KEY)
+    found: Counter[tuple[str, float]] = Counter()
+    for kind, number in zip(kinds.ravel().tolist(), numbers[..., 0].ravel().tolist(), strict=True):
+        found[NAMES[kind], round(magnitude_of(NAMES[kind], number), 4)] += 1
+    # AutoAugment's own list has no Identity: ours is where it does nothing.
+    absent = {("Identity", 0.0)} if name in POLICIES else set()
+    assert set(found) - absent == set(expected)
+    for asked, times in expected.items():
+        assert abs(found[asked] - times) < 6 * np.sqrt(2 * times) + 6, asked
+
+
 def test_spaces_are_drawn_evenly() -> None:
     count = 200_000
     kinds, numbers = augment.TrivialAugmentWide().choose(np.arange(count), (96, 96), KEY)
@@ -109,6 +152,28 @@ def test_spaces_are_drawn_evenly() -> None:
     assert max(abs(n / count - 1 / 196) for n in pairs.values()) < 0.001
 
 
+def test_a_random_crop_is_numpys_of_the_padded_image() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4000, 9, 11, 3), np.uint8)
+    operation = augment.RandomCrop(2, (1, 2, 3), flip=0.3)
+    found = images.copy()
+    operation.augment(found, np.arange(4000), KEY, threads=2)
+    fill = np.array([1, 2, 3], np.uint8)
+    padded = np.broadcast_to(fill, (4000, 13, 15, 3)).copy()
+    padded[:, 2:-2, 2:-2] = images
+    seen: Counter[tuple[int, int, bool]] = Counter()
+    crops = {
+        (y, x, mirrored): padded[:, y : y + 9, x : x + 11][:, :, :: -1 if mirrored else 1]
+        for y in range(5) for x in range(5) for mirrored in (False, True)
+    }  # fmt: skip
+    for place, crop in crops.items():
+        seen[place] = int((found == crop).all(axis=(1, 2, 3)).sum())
+    assert sum(seen.values()) == 4000  # each image is one of them
+    for (_, _, mirrored), times in seen.items():
+        expected = 4000 / 25 * (0.3 if mirrored else 0.7)
+        assert abs(times - expected) < 6 * np.sqrt(expected)
+
+
 def test_pca_colour_has_the_papers_scale() -> None:
     """A normalised pixel moves by a standard deviation of 0.054 to 0.057."""
     images = np.full((20_000, 1, 1, 3), 128, np.uint8)
@@ -131,6 +196,7 @@ ALL = {
     "trivial": augment.TrivialAugmentWide,
     "erasing": lambda: augment.RandomErasing(0.8, fill=(1, 2, 3)),
     "cutout": lambda: augment.Cutout(8),
+    "crop": lambda: augment.RandomCrop(4, (1, 2, 3)),
 }
 
 
@@ -212,6 +278,7 @@ def test_it_belongs_before_to_tensor(noise: Path) -> None:
         (lambda: augment.RandomErasing(scale=(0, 0.3)), "scale="),
         (lambda: augment.RandomErasing(fill=(0, 0, 256)), "fill="),
         (lambda: augment.Cutout(0), "side=0: wanted is whole pixels"),
+        (lambda: augment.RandomCrop(-1), "padding=-1: wanted is whole pixels"),
     ],
 )
 def test_what_cannot_be_is_refused(make: Any, words: str) -> None:

@@ -22,7 +22,7 @@ from resnet_ffcv.config import (
     WriteConfig,
 )
 from resnet_ffcv.data import Normalize, load_data, load_test_data, read_picture, split_indices
-from resnet_ffcv.decoders import CenterCrop
+from resnet_ffcv.decoders import CenterCrop, ResizedCenterCrop
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.progress import Report
 from resnet_ffcv.sources import open_source
@@ -124,6 +124,10 @@ def test_what_does_not_fit_the_file_is_named(
         ({"policy": "randaugment", "operations": 3}, [augment.RandAugment]),
         ({"policy": "trivialaugment", "cutout": 8}, [augment.TrivialAugmentWide, augment.Cutout]),
         (
+            {"policy": "autoaugment_cifar10", "policy_first": True, "pca": 0.1},
+            [augment.AutoAugment, augment.RandomCrop, augment.PCAColour],
+        ),
+        (
             {"hue": 0.1, "grayscale": 0.2, "erasing": 0.3},
             [augment.ColorJitter, augment.RandomGrayscale, augment.RandomErasing],
         ),
@@ -134,7 +138,7 @@ def test_training_images_are_changed_and_no_others(
 ) -> None:
     changes, config = AugmentConfig(**options), recipe(sample_folder, split=14)
     manifest = data.open_file(config.train, "data.train").manifest
-    made = data.build_augmentations(changes, manifest)
+    made = data.build_augmentations(changes, config, manifest)
     assert [type(operation) for operation in made] == kinds
     for operation in made:
         if isinstance(operation, augment.RandomErasing | augment.Cutout):
@@ -148,6 +152,30 @@ def test_training_images_are_changed_and_no_others(
         assert same == (name != "train" or not kinds), name
 
 
+def test_a_policy_may_come_before_the_window(sample_folder: Path) -> None:
+    """It sees whole images; what is added to them has the mean colour, however it changes them."""
+    config = recipe(sample_folder, padding=20, padding_fill="mean", flip=False)
+    manifest = data.open_file(config.train, "data.train").manifest
+    mean = np.rint(255 * np.array(manifest.mean))
+    shares = {}
+    for first in (False, True):
+        changes = AugmentConfig(policy="autoaugment_cifar10", policy_first=first)
+        loaded = load_data(config, TestConfig(batch_size=8), 0, CPU, changes)
+        images = np.concatenate([images.numpy().copy() for images, _ in loaded.train])
+        edges = images[:, [0, 0, -1, -1], [0, -1, 0, -1]]  # a window has a border on two sides
+        shares[first] = (edges == mean).all(axis=2).any(axis=1).mean()
+    assert shares[False] < 0.9 < shares[True]
+
+
+def test_the_border_is_black_or_of_the_mean_colour(sample_folder: Path) -> None:
+    for colour, expected in (("black", (0, 0, 0)), ("mean", None)):
+        config = recipe(sample_folder, padding_fill=colour)
+        loaded = load_data(config, TestConfig(batch_size=8), 0, CPU)
+        manifest = data.open_file(config.train, "data.train").manifest
+        mean = tuple(round(255 * channel) for channel in manifest.mean)
+        assert loaded.window.fill == (expected or mean)
+
+
 def test_the_papers_scale_augmentation(sample_folder: Path) -> None:
     config = recipe(sample_folder, crop="scale", least_side=40, most_side=64, resolution=32)
     images = torch.cat(
@@ -157,11 +185,15 @@ def test_the_papers_scale_augmentation(sample_folder: Path) -> None:
     assert len({i.numpy().tobytes() for i in images}) == 64
 
 
-def test_a_window_of_one_pixel_is_the_smallest(sample_folder: Path) -> None:
+def test_a_window_may_be_smaller_than_a_pixel(sample_folder: Path) -> None:
     config = recipe(sample_folder, center_ratio=0.03)
     loader, _ = load_test_data(config, TestConfig(batch_size=64), CPU)
     ((images, _),) = [(images.numpy().copy(), labels) for images, labels in loader]
-    assert (images == images[:, :1, :1]).all()  # 32 x 32 pixels, all of the one in the middle
+    with np.load("sample_data/cifar10-sample.npz") as arrays:
+        chosen = np.sort(np.random.default_rng(0).permutation(500)[:64])
+        middle = arrays["images"][3500:][chosen, 15:17, 15:17]
+    assert (images >= middle.min((1, 2), keepdims=True)).all()
+    assert (images <= middle.max((1, 2), keepdims=True)).all()
 
 
 def copy_files(sample_folder: Path, folder: Path) -> None:
@@ -286,7 +318,7 @@ def test_images_of_every_mode_train_and_test(tmp_path: Path, mode: str) -> None:
     files = sorted((tmp_path / "source" / "val").rglob("*.png"))
     assert labels.tolist() == [0] * 5 + [1] * 5
     for image_, path in zip(found, files, strict=True):
-        expected = read_picture(path, CenterCrop((24, 24), 0.8))
+        expected = read_picture(path, ResizedCenterCrop((24, 24), 0.8))
         error = np.abs(image_.astype(int) - expected)
         assert error.mean() <= {"raw": 0, "yuv420": 2, "dct": 2, "jpg": 2}[mode]
 

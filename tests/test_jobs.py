@@ -176,6 +176,42 @@ def test_weights_from_elsewhere_name_imagenets_classes(tmp_path: Path) -> None:
     assert not any(name.startswith("n0") for name in result["classes"])  # words, not WordNet ids
 
 
+def test_weights_of_a_cifar_network_from_elsewhere_see_the_whole_image(
+    sample_folder: Path, tmp_path: Path
+) -> None:
+    """As akamaster/pytorch_resnet_cifar10 tests them: ImageNet's constants, 32 x 32 pixels."""
+    torch.manual_seed(0)
+    model = build_model("resnet20", 10)
+    with torch.no_grad():
+        model(torch.randn(64, 3, 32, 32))
+    model.eval()
+    names = {"fc.weight": "linear.weight", "fc.bias": "linear.bias"}
+    state = {f"module.{names.get(name, name)}": v for name, v in model.state_dict().items()}
+    torch.save({"state_dict": state, "best_prec1": 91.7}, tmp_path / "resnet20.th")
+    val = sample_folder / "val.beton"
+    with np.load("sample_data/cifar10-sample.npz") as arrays:
+        chosen = np.sort(np.random.default_rng(0).permutation(500)[:64])
+        images, labels = arrays["images"][3500:][chosen], arrays["labels"][3500:][chosen]
+    inputs = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(inputs).permute(0, 3, 1, 2).float())
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels).long()).item()
+    for recipe in ([], ["--config", "rn_configs/rn20.yaml", "--data.normalize=imagenet"]):
+        result = train.main(
+            [
+                *recipe,
+                "--run.eval_only=true",
+                f"--model.weights={tmp_path / 'resnet20.th'}",
+                f"--data.val={val}",
+                "--training.precision=fp32",
+            ]
+        )
+        assert result["loss"] == pytest.approx(loss, rel=1e-4)
+        assert result["top1"] == pytest.approx(
+            100 * (logits.argmax(1).numpy() == labels).mean(), abs=1e-6
+        )
+
+
 def test_wordnet_ids_are_read_as_words() -> None:
     assert data.readable_name("n01440764").startswith("tench")
     assert data.readable_name("airplane") == "airplane"
@@ -215,6 +251,19 @@ def test_a_new_head_takes_weights_of_other_classes(tmp_path: Path) -> None:
             ["--model.name=timm/vit_tiny_patch16_224"],
             UsageError,
             r"vit_tiny_patch16_224 does not take 2 x 32 x 32 pixels \(.*224.*data\.resolution$",
+        ),
+        *(
+            (
+                [
+                    "--model.name=timm/vit_tiny_patch16_224",
+                    "--data.crop=center",
+                    "--data.resolution=224",
+                    f"--{key}=192",
+                ],
+                UsageError,
+                rf"vit_tiny_patch16_224 does not take 2 x 192 x 192 pixels \(.*{key}$",
+            )
+            for key in ("data.start_resolution", "test.resolution")
         ),
         (  # 64 = 3 * 21 + 1, and a ResNet-18 has one place at the end of 32 x 32 pixels
             ["--model.name=resnet18", "--data.batch_size=21"],

@@ -108,7 +108,7 @@ def test_cosine_is_torchs() -> None:
 )
 def test_plateau_is_torchs_replayed(losses: list[float], patience: int, threshold: float) -> None:
     config = LearningRateConfig(
-        schedule="plateau", base=0.1, gamma=0.5, patience=patience, threshold=threshold
+        schedule="plateau", base=0.1, gamma=0.5, patience=patience / 1000, threshold=threshold
     )
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     scheduler = lr_scheduler.ReduceLROnPlateau(
@@ -165,6 +165,19 @@ def test_cosine_ends_one_step_before_final() -> None:
                         T_max=EPOCHS * STEPS - 4)  # fmt: skip
     assert rates(config)[4:] == pytest.approx(expected)
     assert rates(config)[-1] > 0
+
+
+def test_patience_stretches_with_the_run() -> None:
+    config = LearningRateConfig(schedule="plateau", base=0.1, patience=0.04)
+    for epochs, first in ((16, 3), (50, 4), (120, 7)):  # epochs before the first drop
+        before, after = (
+            learning_rate(
+                config, 10 * n, total_steps=10 * epochs, steps_per_epoch=10, in_epochs=True,
+                losses=[1.0] * n,
+            )
+            for n in (first - 1, first)
+        )  # fmt: skip
+        assert (before, after) == pytest.approx((0.1, 0.01))
 
 
 def test_the_rate_follows_from_its_arguments_alone() -> None:

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as transforms
 import write_datasets
 from resnet_ffcv import testing
 from resnet_ffcv.config import DataConfig, TestConfig
-from resnet_ffcv.data import Normalize, load_data, load_test_data
+from resnet_ffcv.data import Normalize, load_data, load_test_data, short_sides
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.loader import Loader
 from resnet_ffcv.models import as_fully_convolutional, build_model
@@ -123,6 +123,9 @@ def test_a_clock_leaves_out_the_first_wait_alone(monkeypatch: pytest.MonkeyPatch
     assert (clock.seconds, clock.waiting) == (134.0, 104.0)
 
 
+LABELS = torch.arange(5).repeat_interleave(5)[:24]  # of `photos`
+
+
 # Many views -----------------------------------------------------------------------------
 
 
@@ -151,14 +154,17 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Tensor]
 
 
 @pytest.fixture(scope="module")
-def network() -> nn.Module:
-    """A ResNet that says different things of different images."""
+def network(photos: tuple[Path, list[Tensor]]) -> nn.Module:
+    """A ResNet that has learned the images by heart: sure of some views, and not of others."""
     torch.manual_seed(0)
     model = build_model("resnet8", 5)
-    with torch.no_grad():
-        model.fc.weight.mul_(8)
-        for _ in range(5):
-            model(torch.rand(8, 3, 32, 32))
+    shown = torch.stack([transforms.resize(image, [32, 32]) for image in photos[1]]).float() / 255
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for _ in range(40):
+        loss = nn.functional.cross_entropy(model(shown), LABELS)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
     return model.eval()
 
 
@@ -175,7 +181,12 @@ def counted(probabilities: Tensor, labels: Tensor) -> tuple[float, int]:
     return -own.log().sum().item(), int((probabilities.argmax(1) == labels).sum())
 
 
-LABELS = torch.arange(5).repeat_interleave(5)[:24]
+def assert_scores(found: Tensor, expected: Tensor, wrong: dict[str, Tensor]) -> None:
+    """Scores of images (n, classes) are the expected ones, and those of other protocols are not."""
+    assert expected.max(1).values.median() > 0.5  # of scores that are alike none could differ
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+    for name, others in wrong.items():
+        assert (others - expected).abs().max() > 0.05, f"{name} would pass"
 
 
 @torch.inference_mode()
@@ -183,30 +194,40 @@ def test_ten_crops_scores_are_torchvisions_averaged(
     photos: tuple[Path, list[Tensor]], network: nn.Module
 ) -> None:
     path, images = photos
-    expected = torch.stack(
+    resized = [transforms.resize(image, [40], antialias=True) for image in images]
+    crops = torch.stack([torch.stack(transforms.ten_crop(image, [32, 32])) for image in resized])
+    logits = network(crops.flatten(0, 1).float() / 255).unflatten(0, crops.shape[:2])
+    scores = logits.softmax(2)
+    wrong = {
+        "logits averaged": logits.mean(1).softmax(1),
+        "no mirror images": scores[:, :5].mean(1),
+        "the middle alone": scores[:, 4],
+        "no middle": scores[:, [0, 1, 2, 3, 5, 6, 7, 8]].mean(1),
+    }
+    loader = images_of(path, protocol="ten_crop", batch_size=40)
+    found = torch.cat(
         [
-            torch.stack(
-                [
-                    network(crop[None].float() / 255)[0].softmax(0)
-                    for crop in transforms.ten_crop(
-                        transforms.resize(image, [40], antialias=True), [32, 32]
-                    )
-                ]
-            ).mean(0)
-            for image in images
+            mean_score(network(IDENTITY(views.flatten(0, 1))).unflatten(0, views.shape[:2]), 1)
+            for views, _ in loader
         ]
     )
-    loader = images_of(path, protocol="ten_crop", batch_size=40)
+    assert_scores(found.softmax(1), scores.mean(1), wrong)
     counts = evaluate(network, loader, PLAIN)
-    loss, right = counted(expected, LABELS)
-    assert counts.seen == 24
-    assert counts.loss_sum == pytest.approx(loss, abs=0.05)
-    assert abs(counts.correct1 - right) <= 1  # two likeliest classes may be a rounding apart
-    for views, labels in loader:
-        logits = network(IDENTITY(views.flatten(0, 1))).unflatten(0, views.shape[:2])
-        found = mean_score(logits, 1).softmax(1)
-        torch.testing.assert_close(found, expected[: len(labels)], atol=0.02, rtol=0)
-        break
+    loss, right = counted(found.softmax(1), LABELS)
+    assert (counts.seen, counts.correct1) == (24, right)
+    assert counts.loss_sum == pytest.approx(loss, rel=1e-4)
+
+
+@torch.inference_mode()
+def test_the_centre_is_torchvisions(photos: tuple[Path, list[Tensor]], network: nn.Module) -> None:
+    path, images = photos
+    resized = [transforms.resize(image, [40], antialias=True) for image in images]
+    crops = torch.stack([transforms.center_crop(image, [32, 32]) for image in resized])
+    expected = network(crops.float() / 255).softmax(1)
+    shown = torch.cat([images.clone() for images, _ in images_of(path)])
+    assert (shown.int() - crops.permute(0, 2, 3, 1).int()).abs().max() <= 2
+    mirrored = network(crops.flip(3).float() / 255).softmax(1)
+    assert_scores(network(IDENTITY(shown)).softmax(1), expected, {"mirrored": mirrored})
 
 
 @torch.inference_mode()
@@ -231,24 +252,52 @@ def test_multiscale_averages_scores_of_whole_images(
 ) -> None:
     path, images = photos
     dense = as_fully_convolutional(network, 32, CPU)
-    expected = []
+    views = []  # of each image, by (side, mirrored)
     for image in images:
-        scores = [
-            dense(view[None].float() / 255).softmax(1).mean((2, 3))[0]
-            for side in (32, 40, 70)
-            for resized in [transforms.resize(image, [side], antialias=True)]
-            for view in (resized, resized.flip(2))
-        ]
-        expected.append(torch.stack(scores).mean(0))
+        resized = [transforms.resize(image, [side], antialias=True) for side in (32, 40, 70)]
+        both = [view for one in resized for view in (one, one.flip(2))]
+        views.append([dense(view[None].float() / 255).softmax(1).mean((2, 3))[0] for view in both])
+    scores = torch.stack([torch.stack(each) for each in views])  # (n, 6, classes)
+    wrong = {
+        "one scale": scores[:, :2].mean(1),
+        "no mirror images": scores[:, ::2].mean(1),
+        "mirror images alone": scores[:, 1::2].mean(1),
+        "logarithms averaged": scores.log().mean(1).softmax(1),
+    }
     options = {"protocol": "multiscale", "sides": (32, 40, 70), "batch_size": batch_size}
     advanced: list[float] = []
     whole = images_of(path, **options)
-    counts = evaluate(network, whole, Setting(IDENTITY, CPU, "fp32", advanced.append))
-    loss, right = counted(torch.stack(expected), LABELS)
-    assert counts.seen == 24
-    assert counts.loss_sum == pytest.approx(loss, abs=0.05)
-    assert abs(counts.correct1 - right) <= 1
+    setting = Setting(IDENTITY, CPU, "fp32", advanced.append)
+    ((logits, labels),) = testing._score_whole_images(network, whole, setting, Clock())
+    assert labels.equal(LABELS)
+    torch.testing.assert_close(logits.exp().sum(1), torch.ones(24))
+    assert_scores(logits.exp(), scores.mean(1), wrong)
     assert sum(advanced) == pytest.approx(24)
+    counts = evaluate(network, whole, setting)
+    loss, right = counted(logits.exp(), LABELS)
+    assert (counts.seen, counts.correct1) == (24, right)
+    assert counts.loss_sum == pytest.approx(loss, rel=1e-4)
+
+
+def test_whole_images_that_are_lost_are_an_error(
+    photos: tuple[Path, list[Tensor]], network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = images_of(photos[0], protocol="multiscale", sides=(32, 40), batch_size=6)
+    batches = list(images)
+    monkeypatch.setattr(ResizedImages, "__iter__", lambda _: (yield from batches[1:]))
+    lost = min(batches[0][0].tolist())
+    with pytest.raises(FailureError, match=f"image {lost} was tested at 1 sizes of 2"):
+        evaluate(network, images, PLAIN)
+
+
+def test_short_sides_are_the_papers_in_proportion() -> None:
+    for side, expected in (
+        (224, (224, 256, 384, 480, 640)),
+        (128, (128, 146, 219, 274, 366)),
+        (256, (256, 293, 439, 549, 731)),
+    ):
+        assert short_sides(DataConfig(resolution=side), TestConfig()) == expected
+    assert short_sides(DataConfig(), TestConfig(resolution=40, sides=(64, 50))) == (64, 50)
 
 
 def test_images_of_one_shape_are_decoded_together(photos: tuple[Path, list[Tensor]]) -> None:

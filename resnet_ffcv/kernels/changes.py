@@ -24,7 +24,7 @@ NOTHING = 0
 BRIGHTNESS, CONTRAST, POSTERIZE, SOLARIZE, INVERT, AUTOCONTRAST, EQUALIZE, OFFSETS = range(1, 9)
 SATURATION, HUE, GRAYSCALE, SHARPNESS = range(9, 13)
 # What moves pixels, or puts a colour over them.
-SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, ERASE = range(13, 19)
+SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, ERASE, MIRROR = range(13, 20)
 
 NUMBERS = 4  # of a change
 TRIES = 10  # of a rectangle to erase; torchvision's
@@ -62,6 +62,9 @@ def change(
         image[:] = other
     elif what == ERASE:
         erase(image, numbers, fill)
+    elif what == MIRROR:
+        other[:] = image[:, ::-1]
+        image[:] = other
 
 
 @kernel
@@ -259,6 +262,19 @@ def draw_from_space(
 
 
 @kernel
+def draw_shifts(
+    keys: np.ndarray, padding: int, flip: float, changes: np.ndarray, numbers: np.ndarray
+) -> None:
+    """TRANSLATE_X and TRANSLATE_Y by up to `padding` pixels, all alike, then MIRROR by probability
+    `flip`: a random window, of the image's size, of the image with a border."""
+    for i in range(len(keys)):
+        changes[i, 0], changes[i, 1] = TRANSLATE_X, TRANSLATE_Y
+        numbers[i, 0, 0] = below(keys[i], 0, 2 * padding + 1) - padding
+        numbers[i, 1, 0] = below(keys[i], 1, 2 * padding + 1) - padding
+        changes[i, 2] = MIRROR if uniform(keys[i], 2) < flip else NOTHING
+
+
+@kernel
 def draw_erasing(
     keys: np.ndarray, height: int, width: int, probability: float, scale: tuple[float, float],
     ratio: tuple[float, float], changes: np.ndarray, numbers: np.ndarray,
@@ -288,11 +304,11 @@ def draw_cutout(
     keys: np.ndarray, height: int, width: int, side: int, changes: np.ndarray, numbers: np.ndarray
 ) -> None:
     """ERASE of a square about a pixel at random, as far as it lies in the image (DeVries and
-    Taylor 2017, `util/cutout.py`)."""
+    Taylor 2017, `util/cutout.py`, where one of an odd side has a pixel less)."""
     for i in range(len(keys)):
         y, x = below(keys[i], 0, height), below(keys[i], 1, width)
         top, left = max(0, y - side // 2), max(0, x - side // 2)
         changes[i, 0] = ERASE
         numbers[i, 0, 0], numbers[i, 0, 1] = top, left
-        numbers[i, 0, 2] = min(height, y + side // 2) - top
-        numbers[i, 0, 3] = min(width, x + side // 2) - left
+        numbers[i, 0, 2] = min(height, y + (side + 1) // 2) - top
+        numbers[i, 0, 3] = min(width, x + (side + 1) // 2) - left

@@ -77,7 +77,8 @@ def map_nearest(
     """Each pixel of the result is the nearest one of where `matrix` leads; outside it is `fill`.
 
     float32, as torchvision's affine_image: a place half-way between two pixels may go to the other
-    one than there.
+    one than there. With AutoAugment's, RandAugment's and TrivialAugmentWide's magnitudes that is up
+    to 1.2 % of the pixels in shears of 224 x 224 images, and none in 32 x 32 ones or other maps.
     """
     height, width = source.shape[0], source.shape[1]
     half_x, half_y = F32(0.5 * width), F32(0.5 * height)

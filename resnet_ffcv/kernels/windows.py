@@ -100,6 +100,16 @@ def scale_window(
 
 
 @kernel
+def resized_center_window(
+    height: int, width: int, short_side: int, size: tuple[int, int], row: np.ndarray
+) -> None:
+    """torchvision's Resize(short_side), CenterCrop(size)."""
+    resized = resized_shape(height, width, short_side)
+    y, x = round((resized[0] - size[0]) / 2.0), round((resized[1] - size[1]) / 2.0)
+    window_of_resized(height, width, resized, y, x, size, row)
+
+
+@kernel
 def ten_crop_window(
     number: int, height: int, width: int, short_side: int, size: tuple[int, int], row: np.ndarray
 ) -> None:
@@ -155,6 +165,17 @@ def center_windows(
     """As random_resized_windows."""
     for i in range(len(heights)):
         center_window(heights[i], widths[i], ratio, rows[i])
+        rows[i, 5] = is_mirrored(absorb(key, indices[i]), flip)
+
+
+@kernel
+def resized_center_windows(
+    key: np.uint64, indices: np.ndarray, heights: np.ndarray, widths: np.ndarray, short_side: int,
+    size: tuple[int, int], flip: float, rows: np.ndarray,
+) -> None:  # fmt: skip
+    """As random_resized_windows."""
+    for i in range(len(heights)):
+        resized_center_window(heights[i], widths[i], short_side, size, rows[i])
         rows[i, 5] = is_mirrored(absorb(key, indices[i]), flip)
 
 

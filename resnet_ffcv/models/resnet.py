@@ -254,7 +254,7 @@ def build_model(
         raise UsageError(f"model.shortcut={shortcut}: it is A, B or C")
     if stride_in not in (None, "1x1", "3x3"):
         raise UsageError(f"model.stride_in={stride_in}: it is 1x1 or 3x3")
-    is_cifar = depth not in IMAGENET_BLOCKS
+    is_cifar = is_cifar_model(name)
     blocks = ((depth - 2) // 6,) * 3 if is_cifar else IMAGENET_BLOCKS[depth]
     width = 16 if is_cifar else 64
     shortcut = shortcut or ("A" if is_cifar else "B")
@@ -276,6 +276,11 @@ def build_model(
         blurpool=blurpool,
         spec=_spec(name, num_classes, shortcut, stride_in, blurpool=blurpool),
     )
+
+
+def is_cifar_model(name: str) -> bool:
+    """Whether a name is that of a network of 6n+2 layers, for images of 32 pixels."""
+    return not name.startswith("timm/") and _depth(name) not in IMAGENET_BLOCKS
 
 
 def _depth(name: str) -> int:

@@ -10,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from resnet_ffcv import augment
 from resnet_ffcv.kernels import changes
 from resnet_ffcv.kernels.random import absorb
 
@@ -81,18 +83,15 @@ def test_colours_are_torchvisions(what: int, numbers: list[Any], reference: Any)
                 assert np.array_equal(do(image, what, *given), expected), (size, kind, number)
 
 
-def test_contrast_is_torchvisions_within_one_level() -> None:
-    """torch's mean is of another order of additions: rarely one level off."""
-    wrong = total = 0
-    for size in SIZES:
+def test_contrast_is_torchvisions_or_within_one_level_for_large_images() -> None:
+    """torch's float32 mean is of another order of additions, which many pixels show."""
+    for size in [*SIZES, (257, 256), (1300, 1700)]:
         for kind in KINDS:
             image = make_image(kind, size)
-            for factor in FACTORS:
+            for factor in FACTORS if size[0] < 1000 else FACTORS[::5]:
                 expected = torchvision(image, lambda i, f=factor: functional.adjust_contrast(i, f))
                 off = np.abs(do(image, changes.CONTRAST, factor).astype(int) - expected)
-                assert off.max() <= 1, (size, kind, factor)
-                wrong, total = wrong + int((off > 0).sum()), total + off.size
-    assert wrong <= total * 1e-5
+                assert off.max() <= (size[0] > 1000), (size, kind, factor)
 
 
 def half_way(matrix: Any, size: tuple[int, int]) -> np.ndarray:
@@ -154,6 +153,39 @@ def test_maps_are_torchvisions() -> None:
                     )  # fmt: skip
             places += (12 + 16 + 16) * size[0] * size[1]
     assert compared > 0.97 * places
+
+
+SPACES = {
+    "AutoAugment": (v2.AutoAugment, 10),
+    "RandAugment": (v2.RandAugment, 31),
+    "TrivialAugmentWide": (v2.TrivialAugmentWide, 31),
+}
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize(("side", "most"), [(32, 0.0), (224, 0.012)])
+def test_every_magnitude_of_a_policy_does_what_torchvision_does(
+    space: str, side: int, most: float
+) -> None:
+    """All to the byte, but for shears of larger images: see kernels.neighbours.map_nearest."""
+    kind, bins = SPACES[space]
+    image = make_image("noise", (side, side))
+    for name, (magnitudes, signed) in kind._AUGMENTATION_SPACE.items():
+        what, base, convert = augment.KINDS[name]
+        found = magnitudes(bins, side, side)
+        sizes = [0.0] if found is None else found.double().tolist()
+        for size in sizes[:: 1 if side == 32 else 3]:
+            for magnitude in (size, -size) if signed else (size,):
+                number = base + float(convert(np.array(magnitude)))
+                expected = torchvision(
+                    image,
+                    lambda i, n=name, m=magnitude: kind()._apply_image_or_video_transform(
+                        i, n, m, "nearest", {Tensor: [1, 2, 3]}
+                    ),
+                )
+                differs = (do(image, what, number, fill=(1, 2, 3)) != expected).any(axis=2).mean()
+                bound = most if name.startswith("Shear") else 0.0
+                assert differs <= bound, (name, magnitude, differs)
 
 
 @settings(max_examples=200, deadline=None)
@@ -258,3 +290,11 @@ def test_a_cutout_is_a_square_cut_at_the_border() -> None:
     assert (left + wide).max() == 40
     # As of a square about each pixel: sides of 8 to 16 pixels, uniformly but for the whole ones.
     assert abs((tall == 16).mean() - 17 / 32) < 0.015
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 7])
+def test_a_cutout_has_its_side(side: int) -> None:
+    _, numbers = draw(changes.draw_cutout, 1, 32, 40, side)
+    _, _, tall, wide = numbers[:, 0].T
+    assert tall.max() == wide.max() == side
+    assert min(tall.min(), wide.min()) == (side + 1) // 2  # about a pixel of a corner
