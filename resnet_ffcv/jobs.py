@@ -57,6 +57,7 @@ Given = dict[str, Any]  # the keys that a file or the command line set
 RESUME_MAY_CHANGE = (
     "run.resume",
     "run.checkpoint_every",
+    "run.checkpoint_steps",
     "data.train",
     "data.val",
     "data.num_workers",
