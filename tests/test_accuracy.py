@@ -1,4 +1,4 @@
-"""benchmarks.accuracy: the table of runs, and the comparison with a yardstick."""
+"""benchmarks.accuracy, trainings and yardstick: the table of runs, and what it is made of."""
 
 import json
 import math
@@ -6,13 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import train
-from benchmarks import accuracy, yardstick
+from benchmarks import accuracy, trainings, yardstick
 from resnet_ffcv import config
-from resnet_ffcv.config import DataConfig, ModelConfig, RunConfig, TrainConfig, TrainingConfig
-from resnet_ffcv.errors import FailureError
+from resnet_ffcv.config import (
+    AugmentConfig,
+    DataConfig,
+    LearningRateConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    TrainingConfig,
+)
+from resnet_ffcv.errors import FailureError, UsageError
 
 
 @pytest.fixture
@@ -129,3 +139,57 @@ def test_means_are_compared_by_the_standard_error(theirs: list[float], alike: bo
     assert found["standard_error"] == pytest.approx(math.sqrt(1 / 3 + variance / len(theirs)))
     assert found["difference"] == pytest.approx(72.0 - sum(theirs) / len(theirs))
     assert found["alike"] == alike
+
+
+def test_trainings_go_on_where_they_were_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are written once; a run is begun, gone on with, or left alone when it is finished."""
+    commands: list[list[str]] = []
+    monkeypatch.setattr(trainings, "_run", lambda command: commands.append(list(command)))
+    runs, files = tmp_path / "runs", tmp_path / "data"
+    asked = ["--data", str(files), "--folder", str(runs), "--only", "rn20-quarter-"]
+    with pytest.raises(UsageError, match="has no files yet"):
+        trainings.main(asked)
+    for seed, there in ((0, ("config.yaml", "result.json")), (1, ("config.yaml",))):
+        (runs / f"rn20-quarter-{seed}").mkdir(parents=True)
+        for name in there:
+            (runs / f"rn20-quarter-{seed}" / name).touch()
+    trainings.main([*asked, "--cifar", "images"])
+    (written, resumed) = commands
+    assert written[0] == "write_datasets.py"
+    assert f"--output.folder={files / 'cifar10-jpeg-q75'}" in written
+    assert resumed == ["train.py", f"--run.resume={runs / 'rn20-quarter-1'}"]
+    (files / "cifar10-jpeg-q75").mkdir(parents=True)
+    (files / "cifar10-jpeg-q75" / "val.beton.json").touch()
+    commands.clear()
+    trainings.main([*asked[:4], "--only", "rn20-45k-quarter-1", "--data.num_workers=3"])
+    ((program, *arguments),) = commands
+    given = {"--data.split=5000", "--training.iterations=16000", "--training.seed=1"}
+    assert program == "train.py"
+    assert {*given, "--data.num_workers=3", "rn_configs/rn20.yaml"} <= set(arguments)
+    with pytest.raises(UsageError, match="the runs are rn20-quarter-0, "):
+        trainings.main(["--only", "rn9"])
+
+
+def test_the_yardstick_learns(tmp_path: Path) -> None:
+    """Its loop tells bright images from dark ones."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 6)):
+        for name, low in (("dark", 0), ("light", 155)):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(low, low + 100, (40, 44, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    recipe = TrainConfig(
+        data=DataConfig(
+            resolution=32, least_side=36, most_side=48, center_ratio=0.8, batch_size=8, crop="scale"
+        ),
+        model=ModelConfig("resnet8"),
+        augment=AugmentConfig(pca=0.1),
+        lr=LearningRateConfig(schedule="constant", base=0.05),
+    )
+    loaders = yardstick.build_loaders(recipe, tmp_path, [0.5, 0.5, 0.5])
+    assert [len(loader.dataset) for loader in loaders] == [48, 12]
+    assert yardstick.train(recipe, 0, loaders, epochs=4) == 100.0

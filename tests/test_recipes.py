@@ -1,12 +1,14 @@
 """Every file in rn_configs/ is a valid recipe with a head that says how to run it."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from resnet_ffcv import config
-from resnet_ffcv.config import TrainConfig
+from resnet_ffcv.config import AugmentConfig, TrainConfig
+from resnet_ffcv.data import short_sides
 from resnet_ffcv.models import build_model
 from resnet_ffcv.schedules import learning_rate, resolution
 
@@ -23,7 +25,8 @@ def test_the_recipes_of_the_paper_are_all_there() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_loads_builds_and_says_how_to_run_it(path: Path) -> None:
     recipe = config.build(TrainConfig, config.read_yaml(path))
-    classes = 1000 if "imagenet" in recipe.data.train else 10
+    folder = Path(recipe.data.train).parent.name
+    classes = {"imagenet": 1000, "cifar100": 100}.get(folder, 10)
     chosen = recipe.model
     build_model(
         chosen.name, classes, shortcut=chosen.shortcut, stride_in=chosen.stride_in,
@@ -50,6 +53,52 @@ def test_cifar_recipes_have_the_papers_schedule(depth: int) -> None:
     knots = [rate(step) for step in (1_000, 31_999, 32_000, 47_999, 48_000, 63_999)]
     assert knots == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
     assert rate(0) == pytest.approx(0.01 if depth == 110 else 0.1)
+
+
+@pytest.mark.parametrize("name", ["rn20", "rn32", "rn44", "rn56", "rn110", "rn20_cifar100"])
+def test_cifar_recipes_have_the_papers_images(name: str) -> None:
+    recipe = config.build(TrainConfig, config.read_yaml(FOLDER / f"{name}.yaml"))
+    data = recipe.data
+    assert (data.crop, data.padding, data.padding_fill, data.flip) == ("pad", 4, "black", True)
+    assert (data.normalize, data.resolution, data.center_ratio) == ("pixel_mean", 32, 1.0)
+    assert (recipe.model.shortcut, recipe.test.protocol, recipe.data.split) == ("A", "center", 0)
+    assert recipe.augment == AugmentConfig()
+
+
+def test_the_autoaugment_recipes_are_the_origins() -> None:
+    small, large = (
+        config.build(TrainConfig, config.read_yaml(FOLDER / f"{name}_autoaugment.yaml"))
+        for name in ("rn32", "rn34")
+    )
+    assert small.augment == AugmentConfig(policy="autoaugment_cifar10", policy_first=True)
+    assert (small.data.padding_fill, small.data.normalize) == ("mean", "mean_std")
+    assert large.augment == AugmentConfig(policy="autoaugment_imagenet")
+    for recipe, epochs, drops in ((small, 180, (82, 123)), (large, 120, (30, 60))):
+        assert recipe.training.epochs == epochs
+        rates = [
+            learning_rate(
+                recipe.lr, 7 * epoch, total_steps=7 * epochs, steps_per_epoch=7, in_epochs=True,
+                losses=[],
+            )
+            for epoch in range(epochs)
+        ]  # fmt: skip
+        changed = [epoch for epoch in range(1, epochs) if rates[epoch] != rates[epoch - 1]]
+        assert (rates[0], *changed) == (0.1, *drops)
+
+
+@pytest.mark.parametrize(("name", "base"), [("rn18", 0.5), ("rn50", 0.425), ("imagenette", 0.1)])
+def test_the_fast_recipes_are_after_ffcvs(name: str, base: float) -> None:
+    recipe = config.build(TrainConfig, config.read_yaml(FOLDER / f"{name}_fast.yaml"))
+    assert recipe.model.blurpool
+    assert recipe.training.label_smoothing == 0.1
+    assert recipe.training.ema > 0
+    assert not recipe.training.decay_all
+    assert (recipe.lr.schedule, recipe.lr.base, recipe.lr.final) == ("triangular", base, 0.0)
+    assert recipe.test.name == "center+flip"
+    for protocol in ("ten_crop", "multiscale"):  # the flag of the centre is in nobody's way
+        other = replace(recipe.test, protocol=protocol)
+        assert other.name == protocol
+        assert min(short_sides(recipe.data, other)) == recipe.test.resolution
 
 
 @pytest.mark.parametrize("depth", [18, 34, 50])
