@@ -657,7 +657,7 @@ def test_pages_may_be_dropped_from_the_cache(numbered: Path) -> None:
 # The process ----------------------------------------------------------------------------
 
 
-def run_script(script: str, path: Path, timeout: float = 60, **options: Any) -> Any:
+def run_script(script: str, path: Path, timeout: float = 300, **options: Any) -> Any:
     head = f"""
 import torch
 torch.set_num_threads(5)
