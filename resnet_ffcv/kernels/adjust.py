@@ -3,6 +3,10 @@
 An image is uint8 (height, width, 3), contiguous. What changes each value by itself is a lookup
 table, uint8 (3, 256), built with the float32 operations that torchvision's kernels do, in their
 order, so that the bytes are the same (`torchvision/transforms/v2/functional/_color.py`).
+
+The loops go over an image's values as a line, with the three of a pixel at 3 i and behind, and
+choose by `x if condition else y`: LLVM makes vector code of that. Of image[y, x, channel] it makes
+none, since it does not know that the last side is 3.
 """
 
 from typing import Any
@@ -46,10 +50,10 @@ def gray_of(red: int, green: int, blue: int) -> np.float32:
 @kernel
 def look_up(image: np.ndarray, table: np.ndarray) -> None:
     """Replaces each value by that of its channel's table."""
-    pixels = image.reshape(-1, 3)
-    for i in range(len(pixels)):
+    values = image.reshape(-1)
+    for i in range(len(values) // 3):
         for channel in range(3):
-            pixels[i, channel] = table[channel, pixels[i, channel]]
+            values[3 * i + channel] = table[channel, values[3 * i + channel]]
 
 
 # Tables ---------------------------------------------------------------------------------
@@ -64,10 +68,11 @@ def fill_brightness(factor: float, table: np.ndarray) -> None:
 @kernel
 def mean_gray(image: np.ndarray) -> np.float32:
     """The mean of the gray values; torch's sum of float32 is exact to 65,793 pixels."""
-    pixels, total = image.reshape(-1, 3), 0.0
-    for i in range(len(pixels)):
-        total += float(gray_of(pixels[i, 0], pixels[i, 1], pixels[i, 2]))
-    return F32(total) / F32(len(pixels))
+    values, total = image.reshape(-1), 0
+    pixels = len(values) // 3
+    for i in range(pixels):
+        total += int(gray_of(values[3 * i], values[3 * i + 1], values[3 * i + 2]))
+    return F32(total) / F32(pixels)
 
 
 @kernel
@@ -92,13 +97,15 @@ def fill_solarize(threshold: float, table: np.ndarray) -> None:
 
 @kernel
 def fill_autocontrast(image: np.ndarray, table: np.ndarray) -> None:
-    pixels = image.reshape(-1, 3)
-    low, high = np.full(3, 255), np.zeros(3, np.int64)
-    for i in range(len(pixels)):
-        for channel in range(3):
-            value = int(pixels[i, channel])
-            low[channel] = min(low[channel], value)
-            high[channel] = max(high[channel], value)
+    values = image.reshape(-1)
+    low_red, low_green, low_blue = values[0], values[1], values[2]
+    high_red, high_green, high_blue = values[0], values[1], values[2]
+    for i in range(len(values) // 3):
+        red, green, blue = values[3 * i], values[3 * i + 1], values[3 * i + 2]
+        low_red, high_red = min(low_red, red), max(high_red, red)
+        low_green, high_green = min(low_green, green), max(high_green, green)
+        low_blue, high_blue = min(low_blue, blue), max(high_blue, blue)
+    low, high = (low_red, low_green, low_blue), (high_red, high_green, high_blue)
     for channel in range(3):
         least, scale = F32(low[channel]), F32(high[channel] - low[channel]) * F32(1.0 / 255)
         if low[channel] == high[channel]:
@@ -109,16 +116,16 @@ def fill_autocontrast(image: np.ndarray, table: np.ndarray) -> None:
 
 @kernel
 def fill_equalize(image: np.ndarray, table: np.ndarray) -> None:
-    pixels = image.reshape(-1, 3)
+    values = image.reshape(-1)
     counts = np.zeros((3, 256), np.int64)
-    for i in range(len(pixels)):
+    for i in range(len(values) // 3):
         for channel in range(3):
-            counts[channel, pixels[i, channel]] += 1
+            counts[channel, values[3 * i + channel]] += 1
     for channel in range(3):
         last = 255
         while counts[channel, last] == 0:
             last -= 1
-        step = (len(pixels) - counts[channel, last]) // 255
+        step = (len(values) // 3 - counts[channel, last]) // 255
         below = 0  # pixels that are darker
         for value in range(256):
             table[channel, value] = min((below + step // 2) // step, 255) if step else value
@@ -139,63 +146,56 @@ def fill_offsets(red: float, green: float, blue: float, table: np.ndarray) -> No
 @kernel
 def saturate(image: np.ndarray, factor: float) -> None:
     """Blends with the gray image: 0 is gray, 1 as it is."""
-    pixels, share, rest = image.reshape(-1, 3), F32(factor), F32(1.0 - factor)
-    for i in range(len(pixels)):
-        gray = gray_of(pixels[i, 0], pixels[i, 1], pixels[i, 2])
-        for channel in range(3):
-            value = F32(pixels[i, channel]) * share
-            pixels[i, channel] = to_byte(multiply_add(gray, rest, value))
+    values, share, rest = image.reshape(-1), F32(factor), F32(1.0 - factor)
+    for i in range(len(values) // 3):
+        red, green, blue = values[3 * i], values[3 * i + 1], values[3 * i + 2]
+        gray = gray_of(red, green, blue)
+        values[3 * i] = to_byte(multiply_add(gray, rest, F32(red) * share))
+        values[3 * i + 1] = to_byte(multiply_add(gray, rest, F32(green) * share))
+        values[3 * i + 2] = to_byte(multiply_add(gray, rest, F32(blue) * share))
 
 
 @kernel
 def make_gray(image: np.ndarray) -> None:
-    pixels = image.reshape(-1, 3)
-    for i in range(len(pixels)):
-        pixels[i, :] = int(gray_of(pixels[i, 0], pixels[i, 1], pixels[i, 2]))
+    values = image.reshape(-1)
+    for i in range(len(values) // 3):
+        gray = to_byte(gray_of(values[3 * i], values[3 * i + 1], values[3 * i + 2]))
+        values[3 * i], values[3 * i + 1], values[3 * i + 2] = gray, gray, gray
 
 
 @kernel
 def turn_hue(image: np.ndarray, turn: float) -> None:
     """Turns the hue by `turn` of a whole circle, -0.5 to 0.5."""
-    pixels, one, scale, six = image.reshape(-1, 3), F32(1), F32(1.0 / 255), F32(6)
-    to_bytes = F32(255 + 1.0 - 1e-3)
-    for i in range(len(pixels)):
-        red, green = F32(pixels[i, 0]) * scale, F32(pixels[i, 1]) * scale
-        blue = F32(pixels[i, 2]) * scale
+    values, shift = image.reshape(-1), F32(turn)
+    zero, one, six, scale, to_bytes = F32(0), F32(1), F32(6), F32(1.0 / 255), F32(256 - 1e-3)
+    for i in range(len(values) // 3):
+        red, green = F32(values[3 * i]) * scale, F32(values[3 * i + 1]) * scale
+        blue = F32(values[3 * i + 2]) * scale
         most, least = max(red, green, blue), min(red, green, blue)
         extent = most - least
-        saturation, divisor = F32(0), one
-        if extent > 0:
-            saturation, divisor = extent / most, extent
+        divisor = extent if extent > zero else one  # without colour all that it divides is 0
+        saturation = extent / (most if extent > zero else one)
         to_red, to_green = (most - red) / divisor, (most - green) / divisor
         to_blue = (most - blue) / divisor
-        if most == red:
-            hue = to_blue - to_green
-        elif most == green:
-            hue = to_red + F32(2) - to_blue
-        else:
-            hue = to_green + F32(4) - to_red
-        hue = np.fmod(hue * F32(1.0 / 6.0) + one, one) + F32(turn)
-        hue = F32(hue - np.floor(hue))
-        sixth = hue * six
-        floor = F32(np.floor(sixth))
+        hue = to_green + F32(4) - to_red
+        hue = to_red + F32(2) - to_blue if most == green else hue
+        hue = to_blue - to_green if most == red else hue
+        hue = hue * F32(1.0 / 6.0) + one
+        hue = hue - np.floor(hue) + shift  # what is positive less its floor is its fmod by 1
+        sixth = (hue - np.floor(hue)) * six
+        floor = np.floor(sixth)
         part = saturation * (sixth - floor)
+        sector = zero if floor == six else floor
         rest = one - saturation
         falling, rising = (one - part) * most, (part + rest) * most
-        falling, rising = min(max(falling, F32(0)), one), min(max(rising, F32(0)), one)
-        base = min(max(rest * most, F32(0)), one)
-        sector = int(floor) % 6
-        if sector == 0:
-            red, green, blue = most, rising, base
-        elif sector == 1:
-            red, green, blue = falling, most, base
-        elif sector == 2:
-            red, green, blue = base, most, rising
-        elif sector == 3:
-            red, green, blue = base, falling, most
-        elif sector == 4:
-            red, green, blue = rising, base, most
-        else:
-            red, green, blue = most, base, falling
-        pixels[i, 0], pixels[i, 1] = int(red * to_bytes), int(green * to_bytes)
-        pixels[i, 2] = int(blue * to_bytes)
+        falling, rising = min(max(falling, zero), one), min(max(rising, zero), one)
+        base = min(max(rest * most, zero), one)
+        # Sectors 0 to 5: from red over yellow, green, cyan, blue and magenta back to red.
+        red = falling if sector == F32(1) else (rising if sector == F32(4) else base)
+        red = most if sector == zero or sector == F32(5) else red
+        green = falling if sector == F32(3) else (rising if sector == zero else base)
+        green = most if sector == F32(1) or sector == F32(2) else green
+        blue = falling if sector == F32(5) else (rising if sector == F32(2) else base)
+        blue = most if sector == F32(3) or sector == F32(4) else blue
+        values[3 * i], values[3 * i + 1] = int(red * to_bytes), int(green * to_bytes)
+        values[3 * i + 2] = int(blue * to_bytes)

@@ -55,16 +55,16 @@ def change(
         adjust.make_gray(image)
     elif what == SHARPNESS:
         neighbours.sharpen(image, numbers[0], other)
-        image[:] = other
+        neighbours.copy_image(other, image)
     elif SHEAR_X <= what <= ROTATE:
         matrix = affine_of(what, numbers[0], image.shape[0], image.shape[1])
         neighbours.map_nearest(image, matrix, fill, other)
-        image[:] = other
+        neighbours.copy_image(other, image)
     elif what == ERASE:
         erase(image, numbers, fill)
     elif what == MIRROR:
-        other[:] = image[:, ::-1]
-        image[:] = other
+        neighbours.mirror(image, other)
+        neighbours.copy_image(other, image)
 
 
 @kernel

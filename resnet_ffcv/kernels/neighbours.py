@@ -14,6 +14,25 @@ F32 = np.float32
 
 
 @kernel
+def copy_image(source: np.ndarray, out: np.ndarray) -> None:
+    """out[:] = source, which numba compiles to one byte after the other."""
+    values, copies = source.reshape(-1), out.reshape(-1)
+    for i in range(len(values)):
+        copies[i] = values[i]
+
+
+@kernel
+def mirror(source: np.ndarray, out: np.ndarray) -> None:
+    height, width = source.shape[0], source.shape[1]
+    for y in range(height):
+        row, mirrored = source[y].reshape(-1), out[y].reshape(-1)
+        for x in range(width):
+            other = width - 1 - x
+            mirrored[3 * x], mirrored[3 * x + 1] = row[3 * other], row[3 * other + 1]
+            mirrored[3 * x + 2] = row[3 * other + 2]
+
+
+@kernel
 def sharpen_row(
     above: np.ndarray, here: np.ndarray, below: np.ndarray, rest: np.float32, out: np.ndarray
 ) -> None:
@@ -40,7 +59,7 @@ def sharpen(source: np.ndarray, factor: float, out: np.ndarray) -> None:
     rounded; sums of whole numbers have no halves there.
     """
     height, width, rest = source.shape[0], source.shape[1], F32(1.0 - factor)
-    out[:] = source
+    copy_image(source, out)
     if height <= 2 or width <= 2:
         return
     for y in range(1, height - 1):
@@ -84,17 +103,23 @@ def map_nearest(
     half_x, half_y = F32(0.5 * width), F32(0.5 * height)
     xx, xy, x0 = F32(matrix[0]) / half_x, F32(matrix[1]) / half_x, F32(matrix[2]) / half_x
     yx, yy, y0 = F32(matrix[3]) / half_y, F32(matrix[4]) / half_y, F32(matrix[5]) / half_y
+    zero, right, bottom = F32(0), F32(width), F32(height)
+    values, places = source.reshape(-1), np.empty(width, np.int32)
     for row in range(height):
         y = F32(row + (1.0 - height) * 0.5)
-        for column in range(width):
-            x = F32(column + (1.0 - width) * 0.5)
+        for column in range(width):  # where to look: vector code
+            x = F32(column) + F32((1.0 - width) * 0.5)
             grid_x = multiply_add(y, xy, x * xx) + x0
             grid_y = multiply_add(y, yy, x * yx) + y0
-            from_x = int(np.rint(multiply_add(grid_x + F32(1), half_x, F32(-0.5))))
-            from_y = int(np.rint(multiply_add(grid_y + F32(1), half_y, F32(-0.5))))
-            if 0 <= from_x < width and 0 <= from_y < height:
-                for channel in range(3):
-                    out[row, column, channel] = source[from_y, from_x, channel]
-            else:
-                for channel in range(3):
-                    out[row, column, channel] = fill[channel]
+            from_x = np.rint(multiply_add(grid_x + F32(1), half_x, F32(-0.5)))
+            from_y = np.rint(multiply_add(grid_y + F32(1), half_y, F32(-0.5)))
+            inside = from_x >= zero and from_x < right and from_y >= zero and from_y < bottom
+            from_x, from_y = from_x if inside else zero, from_y if inside else zero
+            place = np.int32(from_y) * np.int32(width) + np.int32(from_x)
+            places[column] = place if inside else np.int32(-1)
+        line = out[row].reshape(-1)
+        for column in range(width):
+            first = 3 * np.int64(places[column])
+            for channel in range(3):
+                value = values[first + channel] if first >= 0 else fill[channel]
+                line[3 * column + channel] = value
