@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import textwrap
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -915,6 +914,32 @@ def test_whichever_rename_fails_files_are_old_or_new(
     assert digests(folder) == states[1]
 
 
+# Folder after folder of older files in argv[1]: a write of newer ones is killed at another rename.
+KILLED_AT_EVERY_RENAME = """
+import itertools, os, sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, sys.argv[2])
+    from test_writer import pixels, source_of, write
+
+    replace = os.replace
+    for number in itertools.count(1):
+        folder, calls = Path(sys.argv[1], str(number)), itertools.count(1)
+        child = os.fork()
+        if child == 0:
+            write(source_of(pixels(3)), folder, mode="raw")
+            (folder / "train.beton.partial").write_bytes(b"of an earlier write, stopped")
+            os.replace = lambda *names: os._exit(9) if next(calls) == number else replace(*names)
+            newer = source_of(pixels(9, seed=1))
+            write(newer, folder, mode="raw", resume=sys.argv[3] == "True")
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code != 9:
+            sys.exit(code)  # 0: it had fewer renames
+"""
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_whichever_rename_is_the_last_before_a_kill_files_are_old_or_new(
     tmp_path: Path, resume: bool
@@ -924,23 +949,14 @@ def test_whichever_rename_is_the_last_before_a_kill_files_are_old_or_new(
               (("old", older), ("new", newer))]  # fmt: skip
     bad = tmp_path / "no.png"
     bad.write_bytes(b"no image")
-    for number in itertools.count(1):
-        folder = tmp_path / str(number)
-        write(older, folder, mode="raw")
-        (folder / "train.beton.partial").write_bytes(b"of an earlier write, stopped")
-        program = f"""if 1:
-            import itertools, os, sys
-            sys.path.insert(0, {str(Path(__file__).parent)!r})
-            from test_writer import *
-            if __name__ == "__main__":
-                replace, calls = os.replace, itertools.count(1)
-                os.replace = lambda *a: os._exit(9) if next(calls) == {number} else replace(*a)
-                write(source_of(pixels(9, seed=1)), Path({str(folder)!r}), mode="raw",
-                      resume={resume})
-        """
-        script = tmp_path / "script.py"
-        script.write_text(textwrap.dedent(program.split("\n", 1)[1]))
-        ended = subprocess.run([sys.executable, str(script)], timeout=50, check=False)
+    script, killed = tmp_path / "script.py", tmp_path / "killed"
+    script.write_text(KILLED_AT_EVERY_RENAME)
+    subprocess.run(
+        [sys.executable, str(script), str(killed), str(Path(__file__).parent), str(resume)],
+        check=True,
+    )
+    assert len(list(killed.iterdir())) > 10
+    for folder in killed.iterdir():
         with pytest.raises(FailureError, match="cannot be stored"):  # a run that comes to nothing
             write(source_of([bad], [bad]), folder, mode="raw", resume=resume)
         found = digests(folder)
@@ -948,9 +964,6 @@ def test_whichever_rename_is_the_last_before_a_kill_files_are_old_or_new(
         assert ours in [{n: s[n] for n in s if n.startswith("train")} for s in states]
         write(newer, folder, mode="raw", resume=resume)
         assert {n: s for n, s in digests(folder).items() if "partial" not in n} == states[1]
-        if ended.returncode == 0:
-            break
-    assert number > 10
 
 
 def test_a_label_that_does_not_read_back_is_refused(
