@@ -15,6 +15,7 @@ from typing import Any
 try:
     from resnet_ffcv import commandline
     from resnet_ffcv.config import TrainConfig
+    from resnet_ffcv.errors import UsageError
 except ModuleNotFoundError as error:
     hint = "run `make setup` once, then `source .venv/bin/activate`"
     raise SystemExit(f"error: {error.name} is not installed in this Python: {hint}") from None
@@ -29,10 +30,17 @@ FLAGS = {
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     arguments = commandline.parse(argv, TrainConfig, __doc__, FLAGS)
+    config, given = arguments.config, arguments.given
+    tasks = [
+        *(f"--{flag}" for flag in arguments.flags),
+        *(["run.eval_only"] if config.run.eval_only else []),
+        *(["run.resume"] if config.run.resume is not None else []),
+    ]
+    if len(tasks) > 1:
+        raise UsageError(f"{' and '.join(tasks)} are different things to do; give one of them")
     # PyTorch takes seconds to import: not before the arguments are known to be right.
     from resnet_ffcv import jobs
 
-    config, given = arguments.config, arguments.given
     if "predict" in arguments.flags:
         return jobs.predict(config, given, arguments.flags["predict"])
     if "export" in arguments.flags:

@@ -28,7 +28,7 @@ from resnet_ffcv.models import build_model
 
 # He et al. 2015: top-1 error, percent, by network, shortcut and protocol. Tables 2 to 4 (ImageNet)
 # and 6 (CIFAR-10); 110 layers: best of 5 runs, 6.61 +- 0.16 over all. Of the very images alone: of
-# folders of these names, as recipes have them, and of no sample or copy.
+# folders of these names, as recipes have them, with so many images, and of no sample or copy.
 PAPER_CIFAR10 = {
     ("resnet20", "A", "center"): 8.75,
     ("resnet32", "A", "center"): 7.51,
@@ -51,6 +51,8 @@ PAPER_IMAGENET = {
     ("resnet152", "B", "multiscale"): 19.38,
 }
 PAPER = {"cifar10": PAPER_CIFAR10, "imagenet": PAPER_IMAGENET}
+# At least so many images to learn from, some of which may be held out, and just as many to test on.
+WHOLE = {"cifar10": (45_000, 10_000), "imagenet": (1_200_000, 50_000)}
 
 # What does not make a run another recipe's.
 NOT_THE_RECIPE = {
@@ -96,6 +98,15 @@ class FinishedRun:
         return Path(self.config["data"]["train"]).parent.name
 
     @property
+    def papers_error(self) -> float | None:
+        """The paper's, where these are its network, images and test."""
+        least, tested = WHOLE.get(self.data, (0, 0))
+        if self.records[0]["images"] < least or self.result["images"] != tested:
+            return None
+        key = self.config["model"]["name"], self.shortcut or "", self.result["protocol"]
+        return PAPER[self.data].get(key)
+
+    @property
     def environments(self) -> list[dict[str, Any]]:
         """Where it began, and where it was gone on with."""
         return [self.environment, *self.environment.get("resumed", [])]
@@ -138,7 +149,17 @@ def keep_run(run: FinishedRun, folder: Path) -> None:
 
 
 def group_runs(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
-    """Runs by recipe, named by what their folders' names have in common before the last hyphen."""
+    """Runs by recipe, named by what their folders' names have in common before the last hyphen.
+
+    Raises:
+        FailureError: two folders have one name.
+    """
+    names = [run.folder.name for run in runs]
+    for run in runs:
+        if names.count(run.folder.name) > 1:
+            raise FailureError(
+                f"{run.folder}: another run's folder is called {run.folder.name}, too; rename one"
+            )
     ordered = sorted(runs, key=lambda run: (run.recipe, run.folder.name))
     groups = [list(group) for _, group in groupby(ordered, lambda run: run.recipe)]
     named = {
@@ -159,8 +180,7 @@ def describe(name: str, group: Sequence[FinishedRun]) -> tuple[str, ...]:
     """A row of the table, after HEADER."""
     first = group[0]
     name_of, result, shortcut = first.config["model"]["name"], first.result, first.shortcut
-    papers = PAPER.get(first.data, {})
-    paper = papers.get((name_of, shortcut or "", result["protocol"]))
+    paper = first.papers_error
     top1 = [run.result["top1"] for run in group]
     minutes = [sum(record["seconds"] for record in run.records) / 60 for run in group]
     rates = [run.result["images_per_s"] for run in group]

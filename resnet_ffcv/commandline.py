@@ -1,7 +1,7 @@
 """What both commands share: arguments, help, exit codes, progress, and the JSON line at the end.
 
 The last line on standard output is one JSON document; what is for people goes to standard error.
-Exit codes: 0; 1 failure; 2 usage; 130 Ctrl-C.
+Exit codes: 0; 1 failure; 2 usage; 130 Ctrl-C; 143 SIGTERM.
 """
 
 import argparse
@@ -39,6 +39,7 @@ from resnet_ffcv.errors import FailureError, UsageError
 ConfigT = TypeVar("ConfigT")
 
 SECONDS_TO_STOP = 1.0
+STOPS = {signal.SIGINT: 130, signal.SIGTERM: 143}  # by Ctrl-C, or by who runs the machine
 
 # A file or class may be called [red] or :cat:, which rich would take as markup and emoji.
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
@@ -143,16 +144,16 @@ def run_command(command: Callable[[Sequence[str]], Mapping[str, Any] | None]) ->
 
     An error nobody foresaw is one line too; its traceback goes to a file that the line names.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    _watch_interrupts()
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    _watch_signals()
     try:
         result = command(sys.argv[1:])
     except UsageError as error:
         _leave(2, f"error: {error}")
     except FailureError as error:
         _leave(1, f"error: {error}")
-    except KeyboardInterrupt:
-        _leave_interrupted()
+    except KeyboardInterrupt as stop:
+        _leave_stopped(STOPS[stop.args[0] if stop.args else signal.SIGINT])
     except Exception as error:
         with tempfile.NamedTemporaryFile(
             "w", prefix="resnet-ffcv-", suffix=".txt", delete=False
@@ -173,7 +174,7 @@ def _write_result(result: Mapping[str, Any]) -> None:
 
 
 def say_when_stopped(words: Callable[[], str]) -> None:
-    """After Ctrl-C the user is told `words()`, such as where the last checkpoint is."""
+    """After Ctrl-C or SIGTERM the user is told `words()`, such as where the last checkpoint is."""
     global _words_when_stopped
     _words_when_stopped = words
 
@@ -181,10 +182,14 @@ def say_when_stopped(words: Callable[[], str]) -> None:
 _words_when_stopped: Callable[[], str] = lambda: ""  # noqa: E731
 
 
-def _watch_interrupts() -> None:
-    """Ends the process SECONDS_TO_STOP after Ctrl-C, even if Python does not get to run.
+def _raise_terminated(*_: object) -> NoReturn:
+    raise KeyboardInterrupt(signal.SIGTERM)
 
-    Python's own handler waits for the call it is in, and one backward pass may take a minute; a
+
+def _watch_signals() -> None:
+    """Ends the process SECONDS_TO_STOP after Ctrl-C or SIGTERM, even if Python does not get to run.
+
+    Python's own handlers wait for the call it is in, and one backward pass may take a minute; a
     file descriptor that the signal writes to wakes a thread at once.
     """
     sys.unraisablehook = _say_unraisable
@@ -193,12 +198,13 @@ def _watch_interrupts() -> None:
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
 
     def watch() -> None:
-        while signal.SIGINT not in os.read(reading, 1):
-            continue
-        time.sleep(SECONDS_TO_STOP)
-        _leave_interrupted()
+        while True:
+            (number,) = os.read(reading, 1)
+            if number in STOPS:
+                time.sleep(SECONDS_TO_STOP)
+                _leave_stopped(STOPS[signal.Signals(number)])
 
-    threading.Thread(target=watch, name="interrupts", daemon=True).start()
+    threading.Thread(target=watch, name="signals", daemon=True).start()
 
 
 def _say_unraisable(lost: "sys.UnraisableHookArgs") -> None:
@@ -207,11 +213,11 @@ def _say_unraisable(lost: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(lost)
 
 
-def _leave_interrupted() -> NoReturn:
+def _leave_stopped(code: int) -> NoReturn:
     console.print(f"stopped. {_words_when_stopped()}".rstrip(), soft_wrap=True)
     sys.stdout.flush()
     # Not sys.exit: a decoding thread that is still running can abort the process at exit.
-    os._exit(130)
+    os._exit(code)
 
 
 def _leave(code: int, message: str) -> NoReturn:

@@ -207,7 +207,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What else is changed in training images, in this order; their window is data's"""
+    """What else is changed in training images, in this order, but brightness to hue in any; their
+    window is data's"""
 
     policy: str | None = key(
         None,
@@ -221,9 +222,9 @@ class AugmentConfig:
     )
     operations: int = key(2, "policy=randaugment: changes of an image", low=1, high=14)
     magnitude: int = key(9, "policy=randaugment: of each change", low=0, high=30)
-    brightness: float = key(0.0, "factor, from 1 - x to 1 + x", low=0.0)
-    contrast: float = key(0.0, "factor, from 1 - x to 1 + x", low=0.0)
-    saturation: float = key(0.0, "factor, from 1 - x to 1 + x", low=0.0)
+    brightness: float = key(0.0, "factor, from 1 - x (or 0) to 1 + x", low=0.0)
+    contrast: float = key(0.0, "factor, from 1 - x (or 0) to 1 + x", low=0.0)
+    saturation: float = key(0.0, "factor, from 1 - x (or 0) to 1 + x", low=0.0)
     hue: float = key(0.0, "turn of the colour circle, from -x to x", low=0.0, high=0.5)
     grayscale: float = key(0.0, "probability to make an image gray", low=0.0, high=1.0)
     pca: float = key(
@@ -284,7 +285,7 @@ class TrainingConfig:
         "sgd", "sgd, adam, adamw or nadam", choices=("sgd", "adam", "adamw", "nadam")
     )
     momentum: float = key(0.9, "sgd: momentum; the others: beta1", low=0.0, high=0.9999)
-    nesterov: bool = key(False, "sgd: Nesterov's momentum")
+    nesterov: bool = key(False, "sgd: Nesterov's momentum; the others have none")
     weight_decay: float = key(1e-4, "L2; decoupled from the gradient for adamw", low=0.0)
     decay_all: bool = key(True, "decay norms and biases too (the paper)")
     label_smoothing: float = key(
@@ -453,6 +454,11 @@ class TrainConfig:
         data, test = self.data, self.test
         if self.augment.policy_first and (data.crop != "pad" or not self.augment.policy):
             raise UsageError("augment.policy_first wants data.crop=pad and an augment.policy")
+        if self.augment.cutout > data.resolution:
+            raise UsageError(
+                f"augment.cutout={self.augment.cutout} is larger than the images, which have "
+                f"data.resolution={data.resolution}"
+            )
         if data.normalize != "pixel_mean":
             return
         if test.protocol == "multiscale":
@@ -485,10 +491,11 @@ class StrictChecker(fastargs.validation.Checker):  # type: ignore[misc]  # fasta
         int: "a whole number",
         float: "a number",
         str: "a non-empty text",
-        tuple: "numbers, with commas between",
+        tuple: "numbers",
     }
 
     def __init__(self, field: "dataclasses.Field[Any]") -> None:
+        self.why: str = field.metadata["why"]
         kinds = [k for k in typing.get_args(field.type) if k is not types.NoneType]
         self.optional = isinstance(field.type, types.UnionType)
         declared = kinds[0] if self.optional else field.type
@@ -551,6 +558,7 @@ class StrictChecker(fastargs.validation.Checker):  # type: ignore[misc]  # fasta
                 text += f" from {self.low:.10g} to {self.high:.10g}"
             elif self.low is not None:
                 text += f" of at least {self.low:g}"
+            text += ", with commas between" if self.kind is tuple else ""
         return text + (" or null" if self.optional else "")
 
 
@@ -602,7 +610,10 @@ def build(command: type[ConfigT], layers: Sequence[tuple[str, Values]]) -> Confi
     declared.content = {tuple(name.split(".")): value for name, value in values.items()}
     for path in declared.validate(mode="errordict"):
         name = ".".join(path)
-        wanted = declared.entries[path].checker.help()
+        checker = declared.entries[path].checker
+        wanted = checker.help()
+        if checker.kind in (int, float, tuple):  # what is counted, and in which unit
+            wanted += f" ({checker.why})"
         raise UsageError(f"{origin.get(name, 'default')}: {name}={values[name]!r} is not {wanted}")
     sections = {
         section.name: typing.cast(type, section.type)(

@@ -14,7 +14,7 @@ from torch import nn
 from resnet_ffcv import commandline, testing
 from resnet_ffcv import config as configuration
 from resnet_ffcv.commandline import console, show_table
-from resnet_ffcv.config import TrainConfig, TrainingConfig
+from resnet_ffcv.config import ModelConfig, TrainConfig, TrainingConfig
 from resnet_ffcv.data import (
     Data,
     Normalize,
@@ -89,7 +89,8 @@ def resume(folder: str, given: Given) -> dict[str, Any]:
     device = pick_device(config.training)
     run, checkpoint = Run.reopen(Path(folder), device)
     if checkpoint:  # it replaces the weights that the run began with, which may be gone
-        config = replace(config, model=replace(config.model, weights=None))
+        began = replace(config.model, weights=None, pretrained_head="keep")
+        config = replace(config, model=began)
     trainer_parts = _prepare(config, device)
     return _train(config, run, checkpoint, device, *trainer_parts)
 
@@ -99,10 +100,24 @@ def _prepare(
 ) -> tuple[Data, nn.Module, torch.optim.Optimizer]:
     seed_generators(config.training.seed)
     data = load_data(config.data, config.test, config.training.seed, device, config.augment)
+    _check_start(config.model, data.classes)
     model = build_network(config, len(data.classes), device)
     batch_size, images = data.train.batch_size, len(data.train.indices)
     _check_fit(config, model, device, smallest_batch=images % batch_size or batch_size)
     return data, model, build_optimizer(model, config.training)
+
+
+def _check_start(config: ModelConfig, classes: list[str]) -> None:
+    """Raises UsageError where a new run would begin with a classifier of other classes."""
+    if config.weights is None:
+        if config.pretrained_head == "new":
+            raise UsageError("model.pretrained_head=new is for model.weights, which is not given")
+    elif config.pretrained_head == "keep":
+        learned = read_weights(config.weights).get("classes", classes)
+        if learned != classes:
+            raise UsageError(
+                f"model.weights={config.weights} is of other classes than data.train; {NEW_HEAD}"
+            )
 
 
 def build_network(
@@ -260,6 +275,8 @@ def evaluate(config: TrainConfig, given: Given) -> dict[str, Any]:
         "epochs": None,
         "images_per_s": counts.seen / clock.seconds,
         "run": None,
+        "weights": config.model.weights,
+        "data": config.data.val,
     }
     _show_result(f"{config.model.weights} on {config.data.val}", result, {})
     return result
@@ -305,7 +322,7 @@ def export(config: TrainConfig, given: Given, file: str) -> dict[str, Any]:
 
 def _weights(config: TrainConfig) -> dict[str, Any]:
     if config.model.weights is None:
-        raise UsageError("give the weights to test: --model.weights=FILE")
+        raise UsageError("give the weights: --model.weights=FILE")
     if config.model.pretrained_head == "new":
         raise UsageError("model.pretrained_head=new is to train with: it has learned nothing yet")
     return read_weights(config.model.weights)
@@ -326,6 +343,14 @@ def adopt_checkpoint(config: TrainConfig, given: Given, weights: dict[str, Any])
     for section, values in found.items():
         free = {name: v for name, v in values.items() if f"{section}.{name}" not in given}
         config = replace(config, **{section: replace(getattr(config, section), **free)})
+    if "view" not in weights:
+        data = config.data
+        console.print(
+            f"{config.model.weights} does not say how images were shown to it; here: "
+            f"{data.resolution} of {round(data.resolution / data.center_ratio)} pixels, "
+            f"data.filter={data.filter}, data.normalize={data.normalize}",
+            soft_wrap=True,
+        )
     return config
 
 
@@ -394,12 +419,14 @@ def _how_to_go_on(run: Run) -> str:
 
 
 def _show_result(title: str, result: Given, more: dict[str, str]) -> None:
+    sides = result["sides"] or [result["resolution"]]
     facts = {
         "parameters": f"{result['parameters']:,}",
-        "epochs": "-" if result["epochs"] is None else f"{result['epochs']:g}",
+        **({} if result["epochs"] is None else {"epochs": f"{result['epochs']:g}"}),
         "top-1": f"{result['top1']:.2f} %",
         "top-5": "-" if result["top5"] is None else f"{result['top5']:.2f} %",
-        "test": f"{result['protocol']}, {result['images']:,} images",
+        "test": f"{result['protocol']} at {', '.join(map(str, sides))} pixels",
+        "images": f"{result['images']:,}",
         "images/s": f"{result['images_per_s']:,.0f}",
         **more,
     }

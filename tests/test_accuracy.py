@@ -31,7 +31,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
 
     def make(
         name: str, seed: int, top1: list[float], *, model: str = "resnet20", data: str = "cifar10",
-        protocol: str = "center",
+        protocol: str = "center", images: tuple[int, int] = (50_000, 10_000),
     ) -> Path:  # fmt: skip
         folder = tmp_path / name
         folder.mkdir()
@@ -47,12 +47,13 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             environment["resumed"] = [{"step": 9, "device": "another", "commit": "f" * 40}]
         (folder / "environment.json").write_text(json.dumps(environment))
         records = [
-            {"epoch": number, "train_top1": 50.0, "val_top1": value, "seconds": 90.0}
+            {"epoch": number, "train_top1": 50.0, "val_top1": value, "seconds": 90.0,
+             "images": images[0]}
             for number, value in enumerate(top1, 1)
-        ]
+        ]  # fmt: skip
         (folder / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
         result = {
-            "top1": top1[-1], "protocol": protocol, "images": 500, "epochs": len(top1),
+            "top1": top1[-1], "protocol": protocol, "images": images[1], "epochs": len(top1),
             "images_per_s": 1000.0 + seed, "parameters": 269_722,
         }  # fmt: skip
         (folder / "result.json").write_text(json.dumps(result))
@@ -104,9 +105,22 @@ def test_runs_of_a_recipe_are_one_row_of_their_final_epochs(
 def test_the_papers_error_is_of_its_images_network_and_protocol(
     make_run: Callable[..., Path], model: str, data: str, protocol: str, error: str
 ) -> None:
-    folder = make_run("x-0", 0, [90.0], model=model, data=data, protocol=protocol)
-    (row,) = accuracy.main([str(folder)])["rows"]
-    assert row["paper's error"] == error
+    whole = (1_281_167, 50_000) if data == "imagenet" else (45_000, 10_000)
+    for name, images, expected in (
+        ("x-0", whole, error),
+        ("y-0", (whole[0] // 2, whole[1]), "-"),  # write_datasets.py --writer.limit=...
+        ("z-0", (whole[0], whole[1] // 2), "-"),
+    ):
+        folder = make_run(name, 0, [90.0], model=model, data=data, protocol=protocol, images=images)
+        (row,) = accuracy.main([str(folder)])["rows"]
+        assert row["paper's error"] == expected
+
+
+def test_two_folders_of_one_name_are_refused(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    folders = [make_run("rn20-0", 0, [30.0]), make_run("other/rn20-0", 0, [31.0])]
+    with pytest.raises(FailureError, match="another run's folder is called rn20-0, too"):
+        accuracy.main([*map(str, folders)])
 
 
 def test_a_run_that_is_not_finished_is_no_result(make_run: Callable[..., Path]) -> None:

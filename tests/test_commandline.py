@@ -75,7 +75,8 @@ def test_words_when_stopped_are_said() -> None:
     assert ended.stderr == "stopped. go on with X\n"
 
 
-def test_an_interrupt_ends_a_call_that_python_cannot_interrupt() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_call_that_python_cannot_interrupt(number: signal.Signals) -> None:
     # One call into C for minutes, as a backward pass may be.
     program = (
         "import hashlib, sys\n"
@@ -89,9 +90,9 @@ def test_an_interrupt_ends_a_call_that_python_cannot_interrupt() -> None:
     assert process.stderr is not None
     assert process.stderr.readline() == "ready\n"
     time.sleep(0.2)  # into the call
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     try:
-        assert process.wait(timeout=30) == 130
+        assert process.wait(timeout=30) == 128 + number
     finally:
         process.kill()
     assert process.stderr.read() == "stopped.\n"

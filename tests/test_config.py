@@ -135,6 +135,19 @@ def test_a_run_has_a_length(values: dict[str, object]) -> None:
     assert (training.epochs, training.iterations) == (None, 5)
 
 
+def test_a_number_out_of_range_is_told_what_it_counts() -> None:
+    with pytest.raises(UsageError, match=r"from 0 to 1 \(plateau: whole epochs, as a fraction"):
+        build(lr__patience=5)
+    with pytest.raises(UsageError, match=r"numbers from 0 to 1, with commas between \(multistep"):
+        build(lr__milestones="30,60")
+
+
+def test_a_square_larger_than_the_images_is_refused() -> None:
+    assert build(augment__cutout=32, data__resolution=32).augment.cutout == 32
+    with pytest.raises(UsageError, match=r"cutout=33 is larger than the images, .*resolution=32"):
+        build(augment__cutout=33, data__resolution=32)
+
+
 def test_nesterov_wants_momentum() -> None:
     with pytest.raises(UsageError, match=r"nesterov=true wants training\.momentum above 0"):
         build(training__nesterov=True, training__momentum=0)

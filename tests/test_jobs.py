@@ -150,6 +150,40 @@ def test_what_does_not_fit_a_checkpoint_is_one_line(
     assert "pretrained_head" not in str(caught.value)
 
 
+def test_a_classifier_of_other_classes_is_no_beginning(
+    sample_folder: Path, finished: dict[str, Any], tmp_path: Path
+) -> None:
+    checkpoint = torch.load(f"{finished['run']}/checkpoints/last", weights_only=True)
+    path = change_checkpoint(finished, tmp_path / "x", classes=checkpoint["classes"][::-1])
+    spec = [f"--model.{name}={checkpoint['spec'][name]}" for name in ("name", "shortcut")]
+    arguments = [
+        *(f"--data.{split}={sample_folder / split}.beton" for split in ("train", "val")), *spec,
+        "--training.epochs=1", f"--run.folder={tmp_path / 'run'}", "--data.num_workers=1",
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match=r"is of other classes than data\.train; model\.pr"):
+        train.main([*arguments, f"--model.weights={path}"])
+    with pytest.raises(UsageError, match=r"is for model\.weights, which is not given"):
+        train.main([*arguments, "--model.pretrained_head=new"])
+    assert not (tmp_path / "run").exists()
+    result = train.main([*arguments, f"--model.weights={path}", "--model.pretrained_head=new"])
+    assert result["images"] == 64
+    run = f"--run.resume={tmp_path / 'run'}"
+    path.unlink()  # a run that goes on wants them no more
+    assert train.main([run])["top1"] == result["top1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--predict=x.png", "--export=x.onnx"], "--predict and --export are different"),
+        (["--run.eval_only=true", "--run.resume=x"], r"run\.eval_only and run\.resume are"),
+    ],
+)
+def test_one_thing_is_done_at_a_time(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        train.main(words)
+
+
 def test_a_loss_that_is_not_finite_is_no_result(
     sample_folder: Path, finished: dict[str, Any], tmp_path: Path
 ) -> None:
