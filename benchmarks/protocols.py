@@ -27,7 +27,7 @@ from resnet_ffcv.config import DataConfig, ModelConfig, TestConfig, TrainConfig
 from resnet_ffcv.data import Normalize
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.models import read_weights
-from resnet_ffcv.testing import mean_score
+from resnet_ffcv.testing import Setting, mean_score
 
 BOUND = 0.02
 SURE = 0.5  # median of the largest probability
@@ -79,7 +79,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         model = jobs.build_network(config, len(weights["classes"]), CPU)
         normalize = Normalize(**weights["normalize"])
         with torch.inference_mode():
-            logits, _ = score_views(model.eval(), config.data, config.test, normalize)
+            setting = Setting(normalize, CPU, "fp32")
+            logits, _ = score_views(model.eval(), config.data, config.test, setting)
             ours = mean_score(logits, 1).softmax(1)
     side = config.data.resolution
     short_side = round(side / config.data.center_ratio)

@@ -50,26 +50,25 @@ def top1(scores: Tensor, labels: Tensor) -> float:
 
 
 def score_views(
-    model: nn.Module, data: DataConfig, test: TestConfig, normalize: nn.Module
+    model: nn.Module, data: DataConfig, test: TestConfig, setting: Setting
 ) -> tuple[Tensor, Tensor]:
     """(logits (n, views, classes), labels (n,)) of all images, by test.protocol."""
     loader, _ = load_test_data(data, test, CPU)
     found = []
     for images, labels in loader:
         views = images if images.ndim == 5 else images[:, None]
-        logits = Setting(normalize, CPU, "fp32").ask(model, views.flatten(0, 1))
+        logits = setting.ask(model, views.flatten(0, 1))
         found.append((logits.view(*views.shape[:2], -1), labels.clone()))
     return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
 
 
 def score_side(
-    model: nn.Module, data: DataConfig, test: TestConfig, side: int, normalize: nn.Module
+    model: nn.Module, data: DataConfig, test: TestConfig, side: int, setting: Setting
 ) -> tuple[Tensor, Tensor]:
     """(softmax scores (n, classes), labels (n,)) of whole images at a short side, both ways."""
     images: Any
     images, _ = load_test_data(data, replace(test, protocol="multiscale", sides=(side,)), CPU)
     dense = as_fully_convolutional(model, images.resolution, CPU)
-    setting = Setting(normalize, CPU, "fp32")
     scores: list[Tensor] = [torch.empty(0)] * len(images.labels)
     for places, pixels in images:
         whole = torch.from_numpy(pixels)
@@ -80,7 +79,7 @@ def score_side(
 
 
 @torch.inference_mode()
-def measure(model: nn.Module, config: TrainConfig, normalize: Normalize) -> dict[str, float]:
+def measure(model: nn.Module, config: TrainConfig, setting: Setting) -> dict[str, float]:
     """Top-1 in percent of each test, by its name."""
     model.eval()
     data, test, found = config.data, config.test, {}
@@ -91,18 +90,18 @@ def measure(model: nn.Module, config: TrainConfig, normalize: Normalize) -> dict
 
     center = replace(test, protocol="center")
     for name, noise in (("", 0.0), (", noise", 1.0), (", noise 57 times", TOO_STRONG)):
-        noisy = Noisy(normalize, noise * PAPERS_NOISE)
+        noisy = replace(setting, normalize=Noisy(setting.normalize, noise * PAPERS_NOISE))
         logits, labels = score_views(model, data, center, noisy)
         say(f"centre{name}", top1(logits[:, 0], labels))
     ten = replace(test, protocol="ten_crop")
     whole = replace(data, center_ratio=data.resolution / (data.resolution + 1))
     for name, seen in (("ten crops", data), ("ten crops as large as the image", whole)):
-        logits, labels = score_views(model, seen, ten, normalize)
+        logits, labels = score_views(model, seen, ten, setting)
         say(name, top1(mean_score(logits, 1), labels))
         alone = top1(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1]))
         say(f"{name}, each alone", alone)
     sides = short_sides(data, test)
-    each = [score_side(model, data, test, side, normalize) for side in sides]
+    each = [score_side(model, data, test, side, setting) for side in sides]
     for side, (scores, labels) in zip(sides, each, strict=True):
         say(f"whole images at {side}", top1(scores, labels))
     labels = each[0][1]
@@ -127,7 +126,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         sides = tuple(int(side) for side in arguments.sides.split(","))
         config = replace(config, test=replace(config.test, sides=sides))
     model = jobs.build_network(config, len(weights["classes"]), CPU)
-    found = measure(model, config, Normalize(**weights["normalize"]))
+    precision = jobs.pick_precision(config, CPU).training.precision
+    found = measure(model, config, Setting(Normalize(**weights["normalize"]), CPU, precision))
     rows = [(name, f"{value:.2f} %") for name, value in found.items()]
     show_table(f"{arguments.weights} on {arguments.val}", ("test", "top-1"), rows)
     return found

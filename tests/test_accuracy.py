@@ -202,6 +202,7 @@ def test_the_yardstick_learns(tmp_path: Path) -> None:
         ),
         model=ModelConfig("resnet8"),
         augment=AugmentConfig(pca=0.1),
+        training=TrainingConfig(precision="fp32"),
         lr=LearningRateConfig(schedule="constant", base=0.05),
     )
     loaders = yardstick.build_loaders(recipe, tmp_path, [0.5, 0.5, 0.5])
