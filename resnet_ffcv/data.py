@@ -316,7 +316,7 @@ def view_window(
     """What shows an image to a model that is tested: one view, or ten.
 
     Raises:
-        UsageError: ten crops that would all be the same.
+        UsageError: ten crops that would all be alike, as of square images they are.
     """
     side = view_side(config, test)
     if protocol == "center":
@@ -324,8 +324,8 @@ def view_window(
     short_side = round(side / config.center_ratio)
     if short_side == side:
         raise UsageError(
-            f"test.protocol=ten_crop crops {side} pixels of a short side of {short_side}, the same "
-            "ten times for a square image; give data.center_ratio, such as 0.875"
+            f"test.protocol=ten_crop: crops of {side} pixels of a short side of {short_side} are "
+            "all alike, but for mirroring; give data.center_ratio, such as 0.875"
         )
     return decoders.TenCrop((side, side), short_side, filter=config.filter)
 

@@ -327,7 +327,7 @@ def test_a_short_side_below_the_networks_own_is_refused(photos: tuple[Path, list
 
 def test_ten_crops_that_are_all_the_same_are_refused(photos: tuple[Path, list[Tensor]]) -> None:
     config = DataConfig(val=str(photos[0]), resolution=32, center_ratio=1.0)
-    with pytest.raises(UsageError, match="the same ten times"):
+    with pytest.raises(UsageError, match="all alike, but for mirroring"):
         load_test_data(config, TestConfig(protocol="ten_crop"), CPU)
 
 
