@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import yaml
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from resnet_ffcv import commandline, jobs
 from resnet_ffcv.commandline import show_table
@@ -228,6 +229,7 @@ def draw_runs(groups: dict[str, list[FinishedRun]]) -> Figure:
         axes.axhline(final, color="tab:red", linewidth=0.8, linestyle="--")
         axes.set_title(f"{name} ({len(group)}): {final:.2f} %", fontsize=9)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     panels[0, 0].set_ylabel("error, %")
     panels[0, 0].legend(fontsize=8)
