@@ -954,6 +954,7 @@ def test_whichever_rename_is_the_last_before_a_kill_files_are_old_or_new(
     subprocess.run(
         [sys.executable, str(script), str(killed), str(Path(__file__).parent), str(resume)],
         check=True,
+        timeout=600,
     )
     assert len(list(killed.iterdir())) > 10
     for folder in killed.iterdir():
