@@ -343,8 +343,12 @@ class LearningRateConfig:
         0.0, "cosine, exponential, triangular: rate at the end; restarts: of each cycle", low=0.0
     )
     gamma: float = key(0.1, "step, multistep, plateau: factor at each drop", low=0.0, high=1.0)
-    milestones: tuple[float, ...] = key((0.5, 0.75), "multistep: where it drops", low=0.0, high=1.0)
-    step_size: float = key(0.333333, "step: from drop to drop", low=1e-6, high=1.0)
+    milestones: tuple[float, ...] = key(
+        (0.5, 0.75), "multistep: where it drops, in fractions of the run", low=0.0, high=1.0
+    )
+    step_size: float = key(
+        0.333333, "step: from drop to drop, a fraction of the run", low=1e-6, high=1.0
+    )
     peak_at: float = key(
         0.25, "triangular: where lr.base is reached, in whole steps", low=0.0, high=1.0
     )
