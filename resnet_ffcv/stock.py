@@ -4,6 +4,10 @@ Importing ffcv, making one of its Loaders and each `iter()` set torch's thread c
 process (`ffcv/pipeline/compiler.py:17`); from here on torch's count stays the user's.
 """
 
+import ctypes
+import os
+import sys
+
 import numba
 import torch
 
@@ -44,6 +48,20 @@ __all__ = [
     "ToTensor",
     "TraversalOrder",
 ]
+
+
+def _keep_tbb() -> None:
+    """One more reference to numba's TBB, so that the end of the process does not unload it.
+
+    Unloading waits for a task that was begun when FFCV was imported. Forking drops that task where
+    no thread has run it, as on one CPU, and the process would wait for ever (numba's tbbpool.cpp,
+    launch_threads, prepare_fork and unload_tbb). torch's DataLoader forks its workers.
+    """
+    if tbb := sys.modules.get("numba.np.ufunc.tbbpool"):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(tbb))
+
+
+os.register_at_fork(before=_keep_tbb)
 
 
 def _set_decoding_threads(cls: type, count: int) -> None:

@@ -720,6 +720,18 @@ def test_threads_are_those_the_process_may_use(path: Path) -> None:
     assert ended.stdout == "1 32\n"
 
 
+def test_a_process_on_one_cpu_ends_after_a_fork() -> None:
+    script = (
+        "import os\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "import resnet_ffcv.stock\n"
+        "child = os.fork()\n"
+        "if child: print(os.waitpid(child, 0)[1])"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120)
+    assert ended.stdout == b"0\n", ended.stderr
+
+
 GLOO = """
 import sys
 from torch import distributed
