@@ -4,12 +4,14 @@ import argparse
 import io
 import itertools
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib.cbook
 import numpy as np
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from resnet_ffcv.encode import shrink
 from resnet_ffcv.errors import UsageError
@@ -47,6 +49,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--longest", type=positive, default=500, metavar="N",
         help="pixels of the longer side, to which larger ones are shrunk (500)",
     )  # fmt: skip
+
+
+def open_classes(folder: Path, transform: Callable[[Any], Any] | None = None) -> ImageFolder:
+    """A folder of folders of images, by torchvision: (image, class) each.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        return ImageFolder(folder, transform)
+    except OSError as error:
+        raise UsageError(f"{folder} has no folders of images, one a class: {error}") from error
 
 
 def load_photos(arguments: argparse.Namespace) -> tuple[list[np.ndarray], str]:

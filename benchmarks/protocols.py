@@ -8,8 +8,6 @@ them. Says the largest difference, and how sure the weights are: on scores that 
 nothing could differ. Fails where it is more than 0.02, or they are not sure of half the images.
 """
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +18,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from benchmarks.photos import open_classes
+from benchmarks.trainings import run_script
 from benchmarks.wrong_tests import CPU, score_views
 from resnet_ffcv import commandline, jobs
 from resnet_ffcv.commandline import show_table
@@ -35,16 +35,16 @@ SURE = 0.5  # median of the largest probability
 
 @torch.inference_mode()
 def by_torchvision(
-    model: torch.nn.Module, images: Path, side: int, short_side: int, normalize: Normalize
+    model: torch.nn.Module, folder: ImageFolder, side: int, short_side: int, normalize: Normalize
 ) -> torch.Tensor:
     """Softmax scores (n, classes) of the ten crops, averaged."""
-    folder = ImageFolder(images, v2.Compose([v2.ToImage(), v2.Resize(short_side)]))
+    resize = v2.Compose([v2.ToImage(), v2.Resize(short_side)])
     model.eval()
     found = []
     with commandline.progress() as bar:
         task = bar.add_task("torchvision", total=len(folder), note="")
         for image, _ in folder:
-            crops = torch.stack(functional.ten_crop(image, [side, side]))
+            crops = torch.stack(functional.ten_crop(resize(image), [side, side]))
             inputs = normalize(crops.permute(0, 2, 3, 1))
             found.append(model(inputs).softmax(1).mean(0))
             bar.advance(task)
@@ -54,20 +54,19 @@ def by_torchvision(
 def main(argv: Sequence[str]) -> dict[str, Any]:
     parser = commandline.Parser(prog="python -m benchmarks.protocols", description=__doc__)
     parser.add_argument("--weights", required=True, help="a checkpoint of train.py")
-    parser.add_argument("--images", required=True, help="folder of folders of images")
+    parser.add_argument("--images", required=True, type=Path, help="folder of folders of images")
     arguments = parser.parse_args(argv)
     weights = read_weights(arguments.weights)
-    images = Path(arguments.images)
+    images = open_classes(arguments.images)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"  # the writer wants both splits
         source.mkdir()
         for split in ("train", "val"):
-            (source / split).symlink_to(images.resolve())
-        command = [
-            sys.executable, "write_datasets.py", "--source.name=imagefolder", "--image.mode=raw",
-            f"--source.path={source}", f"--output.folder={folder}",
-        ]  # fmt: skip
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            (source / split).symlink_to(arguments.images.resolve())
+        run_script(
+            ["write_datasets.py", "--source.name=imagefolder", "--image.mode=raw",
+             f"--source.path={source}", f"--output.folder={folder}"]
+        )  # fmt: skip
         val = f"{folder}/val.beton"
         asked = TrainConfig(
             data=DataConfig(val=val, filter="triangle"),

@@ -67,7 +67,7 @@ def write_files(source: str | None, data: Path) -> None:
         return
     if source is None:
         raise UsageError(f"{data} has no files yet: name the folder of images, see --help")
-    _run(
+    run_script(
         ["write_datasets.py", "--source.name=imagefolder", f"--source.path={source}",
          f"--output.folder={data}"]
     )  # fmt: skip
@@ -79,16 +79,22 @@ def run_training(training: Training, data: Path, folder: Path, more: Sequence[st
     if (run / "result.json").exists():
         return
     if (run / "config.yaml").exists():
-        _run(["train.py", f"--run.resume={run}"])
+        run_script(["train.py", f"--run.resume={run}"])
         return
-    _run(
+    run_script(
         ["train.py", "--config", f"rn_configs/{training.recipe}.yaml",
          f"--data.train={data / 'train.beton'}", f"--data.val={data / 'val.beton'}",
          f"--training.seed={training.seed}", f"--run.folder={run}", *training.options, *more]
     )  # fmt: skip
 
 
-def _run(command: Sequence[str]) -> None:
+def run_script(command: Sequence[str]) -> None:
+    """Runs one of the programs, without its last line, to its end.
+
+    Raises:
+        FailureError: it has failed, and said why.
+        KeyboardInterrupt: Ctrl-C has ended it.
+    """
     console.print(f"python {' '.join(command)}", soft_wrap=True)
     code = subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL).returncode
     if code == 130:

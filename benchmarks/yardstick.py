@@ -20,10 +20,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
-from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from benchmarks.accuracy import FinishedRun, read_run
+from benchmarks.photos import open_classes
 from resnet_ffcv import augment, commandline, config
 from resnet_ffcv.commandline import console, show_table
 from resnet_ffcv.config import TrainConfig
@@ -61,9 +61,9 @@ def build_loaders(recipe: TrainConfig, images: Path, mean_colour: list[float]) -
     side = round(data.resolution / data.center_ratio)
     test = v2.Compose([v2.Resize(side), v2.CenterCrop(data.resolution), *to_float, normalize])
     return (
-        DataLoader(ImageFolder(images / "train", training), data.batch_size, shuffle=True,
+        DataLoader(open_classes(images / "train", training), data.batch_size, shuffle=True,
                    num_workers=2, persistent_workers=True),
-        DataLoader(ImageFolder(images / "val", test), recipe.test.batch_size, num_workers=2),
+        DataLoader(open_classes(images / "val", test), recipe.test.batch_size, num_workers=2),
     )  # fmt: skip
 
 

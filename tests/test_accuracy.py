@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import train
-from benchmarks import accuracy, trainings, yardstick
+from benchmarks import accuracy, photos, trainings, yardstick
 from resnet_ffcv import config
 from resnet_ffcv.config import (
     AugmentConfig,
@@ -160,7 +160,7 @@ def test_trainings_go_on_where_they_were_stopped(
 ) -> None:
     """Files are written once; a run is begun, gone on with, or left alone when it is finished."""
     commands: list[list[str]] = []
-    monkeypatch.setattr(trainings, "_run", lambda command: commands.append(list(command)))
+    monkeypatch.setattr(trainings, "run_script", lambda command: commands.append(list(command)))
     runs, files = tmp_path / "runs", tmp_path / "data"
     asked = ["--data", str(files), "--folder", str(runs), "--only", "rn20-quarter-"]
     with pytest.raises(UsageError, match="has no files yet"):
@@ -184,6 +184,12 @@ def test_trainings_go_on_where_they_were_stopped(
     assert {*given, "--data.num_workers=3", "rn_configs/rn20.yaml"} <= set(arguments)
     with pytest.raises(UsageError, match="the runs are rn20-quarter-0, "):
         trainings.main(["--only", "rn9"])
+
+
+def test_a_folder_that_is_no_folder_of_classes_is_named(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UsageError, match=f"{folder} has no folders of images, one a class"):
+            photos.open_classes(folder)
 
 
 def test_the_yardstick_learns(tmp_path: Path) -> None:
