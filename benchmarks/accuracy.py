@@ -63,6 +63,7 @@ NOT_THE_RECIPE = {
 }
 
 KEPT = ("config.yaml", "environment.json", "log.jsonl", "result.json", "curves.png")
+WEIGHTS = "weights.safetensors"  # of networks of few parameters
 MOST_PARAMETERS_KEPT = 500_000  # 2 MB
 
 
@@ -123,30 +124,43 @@ def read_run(folder: Path) -> FinishedRun:
         raise FailureError(f"{folder} is no run's folder: it has no config.yaml")
     if not (folder / "result.json").exists():
         raise FailureError(f"{folder} is not finished; go on with --run.resume={folder}")
-    lines = (folder / "log.jsonl").read_text().splitlines()
-    return FinishedRun(
-        folder,
-        yaml.safe_load((folder / "config.yaml").read_text()),
-        json.loads((folder / "environment.json").read_text()),
-        json.loads((folder / "result.json").read_text()),
-        [json.loads(line) for line in lines],
-    )
+    try:
+        lines = (folder / "log.jsonl").read_text().splitlines()
+        run = FinishedRun(
+            folder,
+            yaml.safe_load((folder / "config.yaml").read_text()),
+            json.loads((folder / "environment.json").read_text()),
+            json.loads((folder / "result.json").read_text()),
+            [json.loads(line) for line in lines],
+        )
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise FailureError(f"{folder} is damaged: {error}") from error
+    if not run.records:
+        raise FailureError(f"{folder} is damaged: log.jsonl is empty")
+    return run
 
 
 def keep_run(run: FinishedRun, folder: Path) -> None:
     """Copies what says what was reached into a folder of the run's name, without the checkpoints.
 
-    The last weights of a small network become weights.safetensors, which train.py reads.
+    The last weights of a small network become a file that train.py reads.
+
+    Raises:
+        FailureError: the folder cannot be written, or a file of the run cannot be read.
     """
-    kept = folder / run.folder.name
-    kept.mkdir(parents=True, exist_ok=True)
-    for name in KEPT:
-        content = (run.folder / name).read_bytes()
-        write_whole(kept / name, lambda file, content=content: file.write(content))
-    if run.result["parameters"] <= MOST_PARAMETERS_KEPT:
+    kept, weights = folder / run.folder.name, run.folder / WEIGHTS
+    names = [*KEPT, WEIGHTS] if weights.exists() else KEPT  # it is a copy itself
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            content = (run.folder / name).read_bytes()
+            write_whole(kept / name, lambda file, content=content: file.write(content))
+    except OSError as error:
+        raise FailureError(f"{run.folder} cannot be kept: {error}") from error
+    if run.result["parameters"] <= MOST_PARAMETERS_KEPT and not weights.exists():
         last = str(run.folder / "checkpoints" / "last")
         asked = TrainConfig(model=ModelConfig(weights=last))
-        jobs.export(asked, {"model.weights": last}, str(kept / "weights.safetensors"))
+        jobs.export(asked, {"model.weights": last}, str(kept / WEIGHTS))
 
 
 def group_runs(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:

@@ -20,13 +20,12 @@ from torchvision.transforms.v2 import functional
 
 from benchmarks.photos import open_classes
 from benchmarks.trainings import run_script
-from benchmarks.wrong_tests import CPU, score_views
+from benchmarks.wrong_tests import CPU, read_checkpoint, score_views
 from resnet_ffcv import commandline, jobs
 from resnet_ffcv.commandline import show_table
 from resnet_ffcv.config import DataConfig, ModelConfig, TestConfig, TrainConfig
 from resnet_ffcv.data import Normalize
 from resnet_ffcv.errors import FailureError
-from resnet_ffcv.models import read_weights
 from resnet_ffcv.testing import Setting, mean_score
 
 BOUND = 0.02
@@ -56,7 +55,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--weights", required=True, help="a checkpoint of train.py")
     parser.add_argument("--images", required=True, type=Path, help="folder of folders of images")
     arguments = parser.parse_args(argv)
-    weights = read_weights(arguments.weights)
+    weights = read_checkpoint(arguments.weights)
     images = open_classes(arguments.images)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"  # the writer wants both splits

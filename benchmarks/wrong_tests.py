@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.photos import positive
 from resnet_ffcv import augment, commandline, jobs
 from resnet_ffcv.commandline import console, show_table
 from resnet_ffcv.config import DataConfig, ModelConfig, TestConfig, TrainConfig
 from resnet_ffcv.data import Normalize, load_test_data, short_sides
+from resnet_ffcv.errors import FailureError
 from resnet_ffcv.models import as_fully_convolutional, read_weights
 from resnet_ffcv.testing import Setting, dense_scores, mean_score
 
@@ -110,21 +112,40 @@ def measure(model: nn.Module, config: TrainConfig, setting: Setting) -> dict[str
     return found
 
 
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """What a checkpoint of train.py holds, or its `--export` as safetensors.
+
+    Raises:
+        FailureError: it is none, and so does not say which classes and images it learned.
+    """
+    weights: dict[str, Any] = read_weights(path)
+    if "classes" not in weights:
+        raise FailureError(f"{path} is no checkpoint of train.py: it does not name its classes")
+    return weights
+
+
+def sides(text: str) -> tuple[int, ...]:
+    """An argument such as 224,256."""
+    return tuple(positive(side) for side in text.split(","))
+
+
 def main(argv: Sequence[str]) -> dict[str, Any]:
     parser = commandline.Parser(prog="python -m benchmarks.wrong_tests", description=__doc__)
     parser.add_argument("--weights", required=True, help="a checkpoint of train.py")
     parser.add_argument("--val", required=True, help=".beton to test on")
-    parser.add_argument("--sides", help="short sides, pixels; else the paper's, in proportion")
+    parser.add_argument(
+        "--sides", type=sides, metavar="N,N,...",
+        help="short sides, pixels; else the paper's, in proportion",
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
-    weights = read_weights(arguments.weights)
+    weights = read_checkpoint(arguments.weights)
     given = {"data.val": arguments.val, "model.weights": arguments.weights}
     asked = TrainConfig(
         data=DataConfig(val=arguments.val), model=ModelConfig(weights=arguments.weights)
     )
     config = jobs.adopt_checkpoint(asked, given, weights)
     if arguments.sides:
-        sides = tuple(int(side) for side in arguments.sides.split(","))
-        config = replace(config, test=replace(config.test, sides=sides))
+        config = replace(config, test=replace(config.test, sides=arguments.sides))
     model = jobs.build_network(config, len(weights["classes"]), CPU)
     precision = jobs.pick_precision(config, CPU).training.precision
     found = measure(model, config, Setting(Normalize(**weights["normalize"]), CPU, precision))

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import train
-from benchmarks import accuracy, photos, trainings, yardstick
+from benchmarks import accuracy, photos, trainings, wrong_tests, yardstick
 from resnet_ffcv import config
 from resnet_ffcv.config import (
     AugmentConfig,
@@ -23,6 +24,7 @@ from resnet_ffcv.config import (
     TrainingConfig,
 )
 from resnet_ffcv.errors import FailureError, UsageError
+from resnet_ffcv.models import build_model
 
 
 @pytest.fixture
@@ -132,6 +134,22 @@ def test_a_run_that_is_not_finished_is_no_result(make_run: Callable[..., Path]) 
         accuracy.main([str(folder.parent)])
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("log.jsonl", '{"epoch": 1, '), ("log.jsonl", ""), ("result.json", ""),
+     ("environment.json", None), ("config.yaml", "{")],
+)  # fmt: skip
+def test_a_damaged_run_is_named(
+    make_run: Callable[..., Path], name: str, content: str | None
+) -> None:
+    folder = make_run("rn20-0", 0, [30.0])
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_text(content)
+    with pytest.raises(FailureError, match=f"{folder} is damaged"):
+        accuracy.main([str(folder)])
+
+
 def test_kept_runs_make_the_same_table_and_their_weights_the_same_figure(
     sample_folder: Path, tmp_path: Path
 ) -> None:
@@ -140,7 +158,12 @@ def test_kept_runs_make_the_same_table_and_their_weights_the_same_figure(
     options = ["--model.name=resnet8", "--training.epochs=1", f"--run.folder={run}"]
     trained = train.main([*files, *options])
     before = accuracy.main([str(run), "--keep", str(kept.parent)])
-    assert accuracy.main([str(kept)]) == before
+    again = tmp_path / "again"
+    assert accuracy.main([str(kept), "--keep", str(again)]) == before
+    for file in kept.iterdir():
+        assert (again / "rn8-0" / file.name).read_bytes() == file.read_bytes()
+    with pytest.raises(FailureError, match="cannot be kept"):
+        accuracy.main([str(run), "--keep", str(kept / "config.yaml")])
     weights = f"--model.weights={kept / 'weights.safetensors'}"
     tested = train.main(["--run.eval_only=true", weights, files[1]])
     assert tested["top1"] == trained["top1"]
@@ -184,6 +207,15 @@ def test_trainings_go_on_where_they_were_stopped(
     assert {*given, "--data.num_workers=3", "rn_configs/rn20.yaml"} <= set(arguments)
     with pytest.raises(UsageError, match="the runs are rn20-quarter-0, "):
         trainings.main(["--only", "rn9"])
+
+
+def test_the_tests_of_weights_want_a_checkpoint(tmp_path: Path) -> None:
+    weights = tmp_path / "resnet8.pth"
+    torch.save(build_model("resnet8", 10).state_dict(), weights)
+    with pytest.raises(FailureError, match=f"{weights} is no checkpoint of train.py"):
+        wrong_tests.main(["--weights", str(weights), "--val", "val.beton"])
+    with pytest.raises(UsageError, match="--sides: invalid sides value: '32,no'"):
+        wrong_tests.main(["--weights", str(weights), "--val", "val.beton", "--sides", "32,no"])
 
 
 def test_a_folder_that_is_no_folder_of_classes_is_named(tmp_path: Path) -> None:
