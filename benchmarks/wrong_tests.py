@@ -146,6 +146,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     config = jobs.adopt_checkpoint(asked, given, weights)
     if arguments.sides:
         config = replace(config, test=replace(config.test, sides=arguments.sides))
+    if load_test_data(config.data, config.test, CPU)[1] != weights["classes"]:
+        raise FailureError(f"{arguments.weights} and {arguments.val} have different classes")
     model = jobs.build_network(config, len(weights["classes"]), CPU)
     precision = jobs.pick_precision(config, CPU).training.precision
     found = measure(model, config, Setting(Normalize(**weights["normalize"]), CPU, precision))

@@ -27,7 +27,7 @@ from benchmarks.photos import open_classes
 from resnet_ffcv import augment, commandline, config
 from resnet_ffcv.commandline import console, show_table
 from resnet_ffcv.config import TrainConfig
-from resnet_ffcv.errors import FailureError
+from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.files import write_whole
 from resnet_ffcv.models import build_model
 from resnet_ffcv.schedules import learning_rate
@@ -123,24 +123,29 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--folder", default="yardstick", help="results so far")
     arguments = parser.parse_args(argv)
     runs: list[FinishedRun] = [read_run(Path(folder)) for folder in arguments.ours]
-    if len(runs) < 2:
-        raise FailureError("a standard error wants two runs or more")
+    seeds = [run.config["training"]["seed"] for run in runs]
+    if len(set(seeds)) < max(2, len(runs)):
+        raise UsageError("--ours: a standard error wants two runs or more, each of another seed")
     first = runs[0]
+    if any(run.recipe != first.recipe for run in runs):
+        raise UsageError("--ours: these runs are of more than one recipe")
     layers = [(str(first.folder), config_values(first.config))]
     recipe = config.build(TrainConfig, layers)
     manifest = json.loads(Path(f"{recipe.data.train}.json").read_text())
     folder = Path(arguments.folder)
     folder.mkdir(parents=True, exist_ok=True)
     theirs = []
-    for run in runs:
-        seed = run.config["training"]["seed"]
+    for seed in seeds:
         kept = folder / f"{seed}.json"
         if not kept.exists():
             loaders = build_loaders(recipe, Path(arguments.imagenette), manifest["mean"])
             top1 = train(recipe, seed, loaders, recipe.training.epochs or 0)
-            content = json.dumps({"seed": seed, "top1": top1}).encode()
+            content = json.dumps({"top1": top1, "recipe": first.recipe}).encode()
             write_whole(kept, lambda file, content=content: file.write(content))
-        theirs.append(json.loads(kept.read_text())["top1"])
+        result = json.loads(kept.read_text())
+        if result["recipe"] != first.recipe:
+            raise FailureError(f"{kept} is of another recipe; give another --folder, or remove it")
+        theirs.append(result["top1"])
     found = compare([run.records[-1]["val_top1"] for run in runs], theirs)
     rows = [
         (name, f"{mean(found[key]):.2f} %", f"{stdev(found[key]):.2f}", str(len(found[key])))

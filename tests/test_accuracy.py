@@ -224,6 +224,32 @@ def test_a_folder_that_is_no_folder_of_classes_is_named(tmp_path: Path) -> None:
             photos.open_classes(folder)
 
 
+def test_the_yardstick_compares_runs_of_one_recipe(
+    make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(yardstick, "build_loaders", lambda *_: None)
+    monkeypatch.setattr(yardstick, "train", lambda _, seed, *__: 80.0 + seed)
+    (tmp_path / "train.beton.json").write_text('{"mean": [0.5, 0.5, 0.5]}')
+    runs = [make_run(f"rn20-{seed}", seed, [top1]) for seed, top1 in enumerate((81.0, 82.0))]
+    others = [make_run(f"rn8-{seed}", seed, [70.0], model="resnet8") for seed in (0, 1)]
+    for folder in (*runs, *others):
+        text = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(text.replace("data/cifar10", str(tmp_path)))
+
+    def compare(*ours: Path) -> Any:
+        given = ["--imagenette", "none", "--folder", str(tmp_path / "theirs"), "--ours"]
+        return yardstick.main([*given, *map(str, ours)])
+
+    for _ in range(2):  # trained, and as it was kept
+        assert compare(*runs)["difference"] == 1.0
+    with pytest.raises(UsageError, match="two runs or more, each of another seed"):
+        compare(runs[0], others[0])
+    with pytest.raises(UsageError, match="more than one recipe"):
+        compare(runs[0], others[1])
+    with pytest.raises(FailureError, match=r"0\.json is of another recipe"):
+        compare(*others)
+
+
 def test_the_yardstick_learns(tmp_path: Path) -> None:
     """Its loop tells bright images from dark ones."""
     rng = np.random.default_rng(0)
