@@ -102,6 +102,8 @@ def test_onnxruntime_says_what_the_network_says_of_uint8_images(
 def test_safetensors_hold_all_that_a_checkpoint_says(tmp_path: Path) -> None:
     weights = checkpoint_of(settled("resnet20", shortcut="B"), tmp_path / "last")
     run_export(weights, tmp_path / "x.safetensors")
+    run_export(weights, tmp_path / "y.safetensors")
+    assert (tmp_path / "y.safetensors").read_bytes() == (tmp_path / "x.safetensors").read_bytes()
     expected, found = (read_weights(path) for path in (weights, tmp_path / "x.safetensors"))
     for name in ("spec", "classes", "view"):
         assert found[name] == expected[name]

@@ -118,7 +118,7 @@ def test_safetensors_that_say_their_network_alone_are_seen_as_foreign(
     sample_folder: Path, finished: dict[str, Any], tmp_path: Path
 ) -> None:
     checkpoint = torch.load(f"{finished['run']}/checkpoints/last", weights_only=True)
-    metadata = {"spec": json.dumps(checkpoint["spec"])}
+    metadata = {"resnet_ffcv": json.dumps({"spec": checkpoint["spec"]})}
     path = tmp_path / "x.safetensors"
     state = {name: value.contiguous() for name, value in checkpoint["model"].items()}
     safetensors.torch.save_file(state, path, metadata)

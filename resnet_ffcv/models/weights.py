@@ -22,7 +22,7 @@ PREFIXES = ("module.", "_orig_mod.")
 # akamaster/pytorch_resnet_cifar10 (resnet.py:96) calls the classifier `linear`.
 RENAMED = {"linear.weight": "fc.weight", "linear.bias": "fc.bias"}
 SPEC = ("name", "num_classes", "shortcut", "stride_in", "blurpool")  # what build_model records
-FACTS = ("spec", "classes", "normalize", "view")  # beside the weights, in safetensors as JSON
+FACTS = "resnet_ffcv"  # in safetensors' metadata: as one value, since they are in random order
 NEW_HEAD = "model.pretrained_head=new takes all but the classifier"
 SHOWN = 3  # names in an error
 
@@ -31,7 +31,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     """A file of weights as {"model": state dict, ...}, tensors on the CPU, our networks' names.
 
     A checkpoint of train.py also has "spec", "classes", "normalize", "view" and more; safetensors
-    have those four where their metadata has them, as JSON; other files have "model" alone.
+    have those four where `--export` wrote them; other files have "model" alone.
 
     Raises:
         FailureError: no such file, no weights in it, or a pickle of more than tensors and plain
@@ -75,7 +75,7 @@ def _read_file(path: Path) -> Any:
 def _read_safetensors(path: Path) -> dict[str, Any]:
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-    facts = {name: json.loads(metadata[name]) for name in FACTS if name in metadata}
+    facts = json.loads(metadata.get(FACTS, "{}"))
     if "normalize" in facts:
         facts["normalize"] = {name: torch.tensor(v) for name, v in facts["normalize"].items()}
     return {"model": safetensors.torch.load_file(path), **facts}
