@@ -7,6 +7,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,7 +31,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     except OSError as error:
         raise FailureError(f"{path} could not be written: {error.strerror or error}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            part.unlink()
 
 
 def set_aside(path: Path) -> Path:

@@ -294,7 +294,13 @@ def predict(config: TrainConfig, given: Given, picture: str) -> dict[str, Any]:
     normalize = _normalize(config, given, weights)
     with torch.inference_mode():
         inputs = normalize(torch.from_numpy(pixels)[None]).to(device)
-        likely = model(inputs).float().softmax(1)[0].topk(min(5, len(classes)))
+        scores = model(inputs).float().softmax(1)[0]
+    if not torch.isfinite(scores).all():
+        raise FailureError(
+            f"what {config.model.weights} says of {picture} is not finite: weights of a run that "
+            "diverged"
+        )
+    likely = scores.topk(min(5, len(classes)))
     names = [readable_name(classes[place]) for place in likely.indices.tolist()]
     probabilities = likely.values.tolist()
     rows = [(name, f"{p:.1%}") for name, p in zip(names, probabilities, strict=True)]
@@ -311,13 +317,27 @@ def export(config: TrainConfig, given: Given, file: str) -> dict[str, Any]:
     classes = weights.get("classes") or _classes_of_foreign_weights(config, given)
     model = build_network(config, len(classes), torch.device("cpu"), hint=OTHER_CLASSES).eval()
     _check_fit(config, model, torch.device("cpu"))
+    normalize, facts = (
+        _normalize(config, given, weights),
+        {"classes": classes, "view": view(config)},
+    )
     with console.status(f"writing {path}"):
-        facts = {"classes": classes, "view": view(config)}
-        found = write(path, model, _normalize(config, given, weights), facts)
+        found = write(path, model, normalize, facts)
     size = path.stat().st_size
-    rows = [("file", str(path)), ("bytes", f"{size:,}"), ("", found)]
+    # Per channel, of pixels from 0 to 1; who loads the file elsewhere has to do the same.
+    mean, std = (part.flatten(1).mean(1).tolist() for part in (normalize.mean, normalize.std))
+    own = ", which is an average: each place has its own" if normalize.mean.shape[1] > 1 else ""
+    side, whole = config.data.resolution, config.data.resolution / config.data.center_ratio
+    rows = [
+        ("file", str(path)),
+        ("bytes", f"{size:,}"),
+        ("", found),
+        ("shown to it", f"{side} of {round(whole)} pixels"),
+        ("mean", " ".join(f"{value:.4f}" for value in mean) + own),
+        ("deviation", " ".join(f"{value:.4f}" for value in std)),
+    ]
     show_table(f"{config.model.name} of {config.model.weights}", ("", ""), rows)
-    return {"export": file, "bytes": size, "note": found}
+    return {"export": file, "bytes": size, "note": found, "mean": mean, "std": std}
 
 
 def _weights(config: TrainConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """train.py's other jobs: evaluation alone, the classes of a picture, weights from elsewhere."""
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -372,3 +373,24 @@ def test_bf16_is_taken_where_the_processor_has_it(
     config = TrainConfig(training=TrainingConfig(precision=asked))
     picked = jobs.pick_precision(config, torch.device("cpu"))
     assert picked.training.precision == expected
+
+
+def test_weights_that_are_not_numbers_name_no_class(
+    finished: dict[str, Any], tmp_path: Path
+) -> None:
+    checkpoint = torch.load(f"{finished['run']}/checkpoints/last", weights_only=True)
+    for value in checkpoint["model"].values():
+        if value.is_floating_point():
+            value.fill_(math.nan)
+    torch.save(checkpoint, tmp_path / "last")
+    Image.new("RGB", (40, 40)).save(tmp_path / "x.png")
+    weights = f"--model.weights={tmp_path / 'last'}"
+    with pytest.raises(FailureError, match="is not finite: weights of a run that diverged"):
+        train.main([weights, "--predict", str(tmp_path / "x.png")])
+
+
+def test_an_export_below_a_file_is_one_line(finished: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    weights = f"--model.weights={finished['run']}/checkpoints/last"
+    with pytest.raises(FailureError, match=r"x\.safetensors could not be written"):
+        train.main([weights, "--export", str(tmp_path / "file" / "x.safetensors")])
