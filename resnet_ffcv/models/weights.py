@@ -24,6 +24,7 @@ RENAMED = {"linear.weight": "fc.weight", "linear.bias": "fc.bias"}
 SPEC = ("name", "num_classes", "shortcut", "stride_in", "blurpool")  # what build_model records
 FACTS = "resnet_ffcv"  # in safetensors' metadata: as one value, since they are in random order
 NEW_HEAD = "model.pretrained_head=new takes all but the classifier"
+OTHER_NETWORK = "model.name and model.shortcut say which network they are of"
 SHOWN = 3  # names in an error
 
 
@@ -125,7 +126,7 @@ def load_weights(
     given, wanted = body if head == "new" else whole
     problems = _differences(given, wanted)
     if problems:
-        problems += [] if _differences(*body) else [hint]
+        problems.append(OTHER_NETWORK if _differences(*body) else hint)
         raise FailureError(f"{path} does not fit the model: {'; '.join(problems)}")
     model.load_state_dict(given, strict=False)
 
