@@ -221,7 +221,9 @@ def test_our_checkpoints_load_and_say_what_they_are(model: nn.Module, tmp_path: 
 def test_safetensors_carry_the_spec_as_metadata(model: nn.Module, tmp_path: Path) -> None:
     other = as_if_trained(build_model("resnet8", 10))
     path = tmp_path / "m.safetensors"
-    safetensors.torch.save_file(other.state_dict(), path, {"spec": json.dumps(other.spec)})
+    safetensors.torch.save_file(
+        other.state_dict(), path, {"resnet_ffcv": json.dumps({"spec": other.spec})}
+    )
     load_weights(model, path)
     assert_same_logits(model, other, 32)
     assert read_weights(path)["spec"] == other.spec
@@ -354,7 +356,8 @@ def test_a_name_or_shape_that_does_not_fit_is_refused(
 ) -> None:
     torch.save(change(dict(model.state_dict()), name, value), tmp_path / "w.pth")
     message = refusal(model, tmp_path / "w.pth", head=head)
-    assert message.endswith(f"does not fit the model: {expected}")  # no hint at a new head
+    hint = "model.name and model.shortcut say which network they are of"  # not at a new head
+    assert message.endswith(f"does not fit the model: {expected}; {hint}")
 
 
 def test_many_names_are_counted_and_the_first_named(model: nn.Module, tmp_path: Path) -> None:
@@ -464,11 +467,11 @@ def test_a_spec_that_says_too_little_is_refused(
     if suffix == ".pth":
         torch.save({"model": state, "spec": spec}, path)
     else:
-        safetensors.torch.save_file(state, path, {"spec": json.dumps(spec)})
+        safetensors.torch.save_file(state, path, {"resnet_ffcv": json.dumps({"spec": spec})})
     assert "but not its name, num_classes, shortcut, stride_in" in refusal(model, path)
 
 
 def test_a_spec_that_is_no_json_is_refused(model: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
-    safetensors.torch.save_file(model.state_dict(), path, {"spec": "resnet8"})
+    safetensors.torch.save_file(model.state_dict(), path, {"resnet_ffcv": "resnet8"})
     assert "cannot be read" in refusal(model, path)
