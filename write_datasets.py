@@ -208,6 +208,7 @@ class _Bar(Report):
         self.task = progress.add_task("", total=None, note="", unit="images")
 
     def begin(self, what: str, count: int, unit: str) -> None:
+        self.progress.refresh()  # what is done is seen to be, however short it was
         # It forgets the fields that it is not given.
         self.progress.reset(self.task, total=count, description=what, unit=unit, note="")
 

@@ -151,9 +151,9 @@ def keep_run(run: FinishedRun, folder: Path) -> None:
     kept, weights = folder / run.folder.name, run.folder / WEIGHTS
     names = [*KEPT, WEIGHTS] if weights.exists() else KEPT  # it is a copy itself
     try:
+        contents = {name: (run.folder / name).read_bytes() for name in names}
         kept.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            content = (run.folder / name).read_bytes()
+        for name, content in contents.items():
             write_whole(kept / name, lambda file, content=content: file.write(content))
     except OSError as error:
         raise FailureError(f"{run.folder} cannot be kept: {error}") from error

@@ -23,7 +23,7 @@ from resnet_ffcv.config import DataConfig, ModelConfig, TestConfig, TrainConfig
 from resnet_ffcv.data import Normalize, load_test_data, short_sides
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.models import as_fully_convolutional, read_weights
-from resnet_ffcv.testing import Setting, dense_scores, mean_score
+from resnet_ffcv.testing import Meter, Setting, dense_scores, mean_score
 
 CPU = torch.device("cpu")
 TOO_STRONG = 57.0  # its eigenvalues were those of pixels from 0 to 255, its pixels of deviation 1
@@ -47,8 +47,13 @@ class Noisy(nn.Module):
 
 
 def top1(scores: Tensor, labels: Tensor) -> float:
-    """Percent of rows of scores (n, classes) whose largest is the label's (n,)."""
-    return 100 * (scores.argmax(1) == labels).double().mean().item()
+    """Percent of rows of scores (n, classes) whose largest is the label's (n,), as train.py counts.
+
+    In bf16 a row may have two largest.
+    """
+    meter = Meter(CPU)
+    meter.add(scores, labels, torch.zeros(()))
+    return meter.counts().top1
 
 
 def score_views(
@@ -146,9 +151,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     config = jobs.adopt_checkpoint(asked, given, weights)
     if arguments.sides:
         config = replace(config, test=replace(config.test, sides=arguments.sides))
-    if load_test_data(config.data, config.test, CPU)[1] != weights["classes"]:
-        raise FailureError(f"{arguments.weights} and {arguments.val} have different classes")
-    model = jobs.build_network(config, len(weights["classes"]), CPU)
+    _, classes = jobs.load_test(config, weights, CPU)
+    model = jobs.build_network(config, len(classes), CPU)
     precision = jobs.pick_precision(config, CPU).training.precision
     found = measure(model, config, Setting(Normalize(**weights["normalize"]), CPU, precision))
     rows = [(name, f"{value:.2f} %") for name, value in found.items()]

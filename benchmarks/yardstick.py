@@ -29,6 +29,7 @@ from resnet_ffcv.commandline import console, show_table
 from resnet_ffcv.config import TrainConfig
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.files import write_whole
+from resnet_ffcv.manifest import read_manifest
 from resnet_ffcv.models import build_model
 from resnet_ffcv.schedules import learning_rate
 from resnet_ffcv.testing import autocast
@@ -131,19 +132,19 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         raise UsageError("--ours: these runs are of more than one recipe")
     layers = [(str(first.folder), config_values(first.config))]
     recipe = config.build(TrainConfig, layers)
-    manifest = json.loads(Path(f"{recipe.data.train}.json").read_text())
+    manifest = read_manifest(Path(recipe.data.train))
     folder = Path(arguments.folder)
     folder.mkdir(parents=True, exist_ok=True)
     theirs = []
     for seed in seeds:
         kept = folder / f"{seed}.json"
         if not kept.exists():
-            loaders = build_loaders(recipe, Path(arguments.imagenette), manifest["mean"])
+            loaders = build_loaders(recipe, Path(arguments.imagenette), manifest.mean)
             top1 = train(recipe, seed, loaders, recipe.training.epochs or 0)
             content = json.dumps({"top1": top1, "recipe": first.recipe}).encode()
             write_whole(kept, lambda file, content=content: file.write(content))
         result = json.loads(kept.read_text())
-        if result["recipe"] != first.recipe:
+        if result.get("recipe") != first.recipe:
             raise FailureError(f"{kept} is of another recipe; give another --folder, or remove it")
         theirs.append(result["top1"])
     found = compare([run.records[-1]["val_top1"] for run in runs], theirs)

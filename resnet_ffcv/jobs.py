@@ -14,7 +14,7 @@ from torch import nn
 from resnet_ffcv import commandline, testing
 from resnet_ffcv import config as configuration
 from resnet_ffcv.commandline import console, show_table
-from resnet_ffcv.config import ModelConfig, TrainConfig, TrainingConfig
+from resnet_ffcv.config import DataConfig, ModelConfig, TrainConfig, TrainingConfig
 from resnet_ffcv.data import (
     Data,
     Normalize,
@@ -34,7 +34,7 @@ from resnet_ffcv.export import find_writer
 from resnet_ffcv.models import build_model, is_cifar_model, load_weights, read_weights
 from resnet_ffcv.models.weights import NEW_HEAD, SPEC
 from resnet_ffcv.runs import Record, Run
-from resnet_ffcv.testing import Clock, Counts, Setting
+from resnet_ffcv.testing import Clock, Counts, Images, Setting
 from resnet_ffcv.training import (
     Display,
     Trainer,
@@ -251,9 +251,7 @@ def evaluate(config: TrainConfig, given: Given) -> dict[str, Any]:
     device = pick_device(config.training)
     weights = _weights(config)
     config = adopt_checkpoint(config, given, weights)
-    images, classes = load_test_data(config.data, config.test, device)
-    if weights.get("classes", classes) != classes:
-        raise FailureError(f"{config.model.weights} and {config.data.val} have different classes")
+    images, classes = load_test(config, weights, device)
     model = build_network(config, len(classes), device, hint=OTHER_CLASSES)
     _check_fit(config, model, device)
     normalize = _normalize(config, given, weights).to(device)
@@ -280,6 +278,20 @@ def evaluate(config: TrainConfig, given: Given) -> dict[str, Any]:
     }
     _show_result(f"{config.model.weights} on {config.data.val}", result, {})
     return result
+
+
+def load_test(
+    config: TrainConfig, weights: dict[str, Any], device: torch.device
+) -> tuple[Images, list[str]]:
+    """The images of data.val as the test shows them, and their classes.
+
+    Raises:
+        FailureError: the weights have learned others.
+    """
+    images, classes = load_test_data(config.data, config.test, device)
+    if weights.get("classes", classes) != classes:
+        raise FailureError(f"{config.model.weights} and {config.data.val} have different classes")
+    return images, classes
 
 
 def predict(config: TrainConfig, given: Given, picture: str) -> dict[str, Any]:
@@ -317,22 +329,18 @@ def export(config: TrainConfig, given: Given, file: str) -> dict[str, Any]:
     classes = weights.get("classes") or _classes_of_foreign_weights(config, given)
     model = build_network(config, len(classes), torch.device("cpu"), hint=OTHER_CLASSES).eval()
     _check_fit(config, model, torch.device("cpu"))
-    normalize, facts = (
-        _normalize(config, given, weights),
-        {"classes": classes, "view": view(config)},
-    )
+    normalize = _normalize(config, given, weights)
     with console.status(f"writing {path}"):
-        found = write(path, model, normalize, facts)
+        found = write(path, model, normalize, {"classes": classes, "view": view(config)})
     size = path.stat().st_size
     # Per channel, of pixels from 0 to 1; who loads the file elsewhere has to do the same.
     mean, std = (part.flatten(1).mean(1).tolist() for part in (normalize.mean, normalize.std))
     own = ", which is an average: each place has its own" if normalize.mean.shape[1] > 1 else ""
-    side, whole = config.data.resolution, config.data.resolution / config.data.center_ratio
     rows = [
         ("file", str(path)),
         ("bytes", f"{size:,}"),
         ("", found),
-        ("shown to it", f"{side} of {round(whole)} pixels"),
+        ("shown to it", _pixels_shown(config.data)),
         ("mean", " ".join(f"{value:.4f}" for value in mean) + own),
         ("deviation", " ".join(f"{value:.4f}" for value in std)),
     ]
@@ -367,11 +375,14 @@ def adopt_checkpoint(config: TrainConfig, given: Given, weights: dict[str, Any])
         data = config.data
         console.print(
             f"{config.model.weights} does not say how images were shown to it; here: "
-            f"{data.resolution} of {round(data.resolution / data.center_ratio)} pixels, "
-            f"data.filter={data.filter}, data.normalize={data.normalize}",
+            f"{_pixels_shown(data)}, data.filter={data.filter}, data.normalize={data.normalize}",
             soft_wrap=True,
         )
     return config
+
+
+def _pixels_shown(data: DataConfig) -> str:
+    return f"{data.resolution} of {round(data.resolution / data.center_ratio)} pixels"
 
 
 def _normalize(config: TrainConfig, given: Given, weights: dict[str, Any]) -> Normalize:

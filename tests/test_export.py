@@ -101,9 +101,11 @@ def test_onnxruntime_says_what_the_network_says_of_uint8_images(
 
 def test_safetensors_hold_all_that_a_checkpoint_says(tmp_path: Path) -> None:
     weights = checkpoint_of(settled("resnet20", shortcut="B"), tmp_path / "last")
-    run_export(weights, tmp_path / "x.safetensors")
+    result = run_export(weights, tmp_path / "x.safetensors")
     run_export(weights, tmp_path / "y.safetensors")
     assert (tmp_path / "y.safetensors").read_bytes() == (tmp_path / "x.safetensors").read_bytes()
+    assert result["mean"] == pytest.approx([0.4, 0.5, 0.6])
+    assert result["std"] == pytest.approx([0.2, 0.3, 0.25])
     expected, found = (read_weights(path) for path in (weights, tmp_path / "x.safetensors"))
     for name in ("spec", "classes", "view"):
         assert found[name] == expected[name]

@@ -61,7 +61,7 @@ def test_progress_is_shown_on_a_terminal(tmp_path: Path) -> None:
                 shown += part
         os.close(ours)
     assert process.returncode == 0, shown.decode()
-    for word in ("write train.beton", "check val.beton", "/300", "images/s", "pages/s"):
+    for word in ("write train.beton", "check val.beton", "300/300", "images/s", "pages/s"):
         assert word in shown.decode()
 
 
