@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 
 import train
+from benchmarks import wrong_tests
 from resnet_ffcv import data, jobs
 from resnet_ffcv.config import TrainConfig, TrainingConfig
 from resnet_ffcv.errors import FailureError, UsageError
-from resnet_ffcv.models import build_model
+from resnet_ffcv.models import build_model, read_weights
 
 
 @pytest.fixture(scope="module")
@@ -378,15 +379,23 @@ def test_bf16_is_taken_where_the_processor_has_it(
 def test_weights_that_are_not_numbers_name_no_class(
     finished: dict[str, Any], tmp_path: Path
 ) -> None:
-    checkpoint = torch.load(f"{finished['run']}/checkpoints/last", weights_only=True)
-    for value in checkpoint["model"].values():
-        if value.is_floating_point():
-            value.fill_(math.nan)
-    torch.save(checkpoint, tmp_path / "last")
+    state = read_weights(f"{finished['run']}/checkpoints/last")["model"]
+    state["fc.bias"].fill_(math.nan)
+    weights = change_checkpoint(finished, tmp_path / "last", model=state)
     Image.new("RGB", (40, 40)).save(tmp_path / "x.png")
-    weights = f"--model.weights={tmp_path / 'last'}"
     with pytest.raises(FailureError, match="is not finite: weights of a run that diverged"):
-        train.main([weights, "--predict", str(tmp_path / "x.png")])
+        train.main([f"--model.weights={weights}", "--predict", str(tmp_path / "x.png")])
+
+
+def test_weights_of_other_classes_are_not_tested(
+    sample_folder: Path, finished: dict[str, Any], tmp_path: Path
+) -> None:
+    others = [f"class {number}" for number in range(10)]
+    weights, val = change_checkpoint(finished, tmp_path / "x", classes=others), "val.beton"
+    with pytest.raises(FailureError, match=f"x and .*{val} have different classes"):
+        evaluate(weights, sample_folder / val)
+    with pytest.raises(FailureError, match=f"x and .*{val} have different classes"):
+        wrong_tests.main(["--weights", str(weights), "--val", str(sample_folder / val)])
 
 
 def test_an_export_below_a_file_is_one_line(finished: dict[str, Any], tmp_path: Path) -> None:
