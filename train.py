@@ -27,6 +27,19 @@ FLAGS = {
     "export FILE": "write model.weights as .onnx, .pth (torchvision's names) or .safetensors",
 }
 
+SHOWN = (  # how an image is shown to weights
+    *("model.", "data.train", "data.val", "data.normalize", "data.resolution"),
+    *("data.center_ratio", "data.filter", "test.resolution"),
+)
+USED = {  # keys that a task other than training makes use of
+    "--predict": (*SHOWN, "training.device"),
+    "--export": SHOWN,
+    "run.eval_only": (
+        *(*SHOWN, "run.eval_only", "data.num_workers", "test."),
+        *("training.device", "training.precision"),
+    ),
+}
+
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     arguments = commandline.parse(argv, TrainConfig, __doc__, FLAGS)
@@ -38,6 +51,10 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     ]
     if len(tasks) > 1:
         raise UsageError(f"{' and '.join(tasks)} are different things to do; give one of them")
+    for task in USED.keys() & set(tasks):
+        unused = [name for name in arguments.typed if not name.startswith(USED[task])]
+        if unused:
+            raise UsageError(f"{task} makes no use of {', '.join(unused)}; leave that out")
     # PyTorch takes seconds to import: not before the arguments are known to be right.
     from resnet_ffcv import jobs
 

@@ -225,7 +225,8 @@ def _short_commit(commit: str | None) -> str:
 
 
 def draw_runs(groups: dict[str, list[FinishedRun]]) -> Figure:
-    """Training and validation error over epochs, a panel for each recipe."""
+    """Training and validation error over epochs, and that of the last test (of other images where
+    data.split holds some out to validate on), a panel for each recipe."""
     columns = min(4, len(groups))
     rows = -(-len(groups) // columns)
     figure = Figure(figsize=(3.6 * columns, 3.0 * rows), layout="constrained", dpi=110)
@@ -240,7 +241,7 @@ def draw_runs(groups: dict[str, list[FinishedRun]]) -> Figure:
                 label = {"train": "training", "val": "validation"}[kind] if not number else None
                 axes.plot(epochs, errors, color=color, linewidth=1, label=label)
         final = mean(100 - run.result["top1"] for run in group)
-        axes.axhline(final, color="tab:red", linewidth=0.8, linestyle="--")
+        axes.axhline(final, color="tab:red", linewidth=0.8, linestyle="--", label="last test")
         axes.set_title(f"{name} ({len(group)}): {final:.2f} %", fontsize=9)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -5,6 +5,7 @@
 Writes the files that are missing from the two folders of images (train/ and test/ or val/, a folder
 for each class), then runs what is not finished, into --folder. `benchmarks.accuracy` makes the
 table. --only NAME runs those whose name begins so. All of them take a day or more of two cores.
+Further options go to train.py, such as --data.num_workers=1; a run that goes on takes but a few.
 """
 
 import subprocess
@@ -79,7 +80,7 @@ def run_training(training: Training, data: Path, folder: Path, more: Sequence[st
     if (run / "result.json").exists():
         return
     if (run / "config.yaml").exists():
-        run_script(["train.py", f"--run.resume={run}"])
+        run_script(["train.py", f"--run.resume={run}", *more])
         return
     run_script(
         ["train.py", "--config", f"rn_configs/{training.recipe}.yaml",
@@ -92,7 +93,7 @@ def run_script(command: Sequence[str]) -> None:
     """Runs one of the programs, without its last line, to its end.
 
     Raises:
-        FailureError: it has failed, and said why.
+        UsageError, FailureError: it has failed, and said why.
         KeyboardInterrupt: Ctrl-C has ended it.
     """
     console.print(f"python {' '.join(command)}", soft_wrap=True)
@@ -100,7 +101,8 @@ def run_script(command: Sequence[str]) -> None:
     if code == 130:
         raise KeyboardInterrupt
     if code:
-        raise FailureError(f"{command[0]} ended with exit code {code}, see above")
+        kind = UsageError if code == 2 else FailureError
+        raise kind(f"{command[0]} ended with exit code {code}, see above")
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from resnet_ffcv import augment, commandline, jobs
 from resnet_ffcv.commandline import console, show_table
 from resnet_ffcv.config import DataConfig, ModelConfig, TestConfig, TrainConfig
 from resnet_ffcv.data import Normalize, load_test_data, short_sides
-from resnet_ffcv.errors import FailureError
+from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.models import as_fully_convolutional, read_weights
 from resnet_ffcv.testing import Meter, Setting, dense_scores, mean_score
 
@@ -129,6 +129,18 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     return weights
 
 
+def check_sizes(config: TrainConfig) -> None:
+    """Raises UsageError where the images have no room for these tests, before the first of them."""
+    side, data = config.data.resolution, config.data
+    if config.test.sides and min(config.test.sides) < side:
+        raise UsageError(f"--sides: the network sees {side} pixels at once, none may be less")
+    if round(side / data.center_ratio) == side:
+        raise UsageError(
+            f"{config.model.weights} sees whole images: their ten crops are all alike; give "
+            "weights that were trained with a data.center_ratio below 1"
+        )
+
+
 def sides(text: str) -> tuple[int, ...]:
     """An argument such as 224,256."""
     return tuple(positive(side) for side in text.split(","))
@@ -151,6 +163,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     config = jobs.adopt_checkpoint(asked, given, weights)
     if arguments.sides:
         config = replace(config, test=replace(config.test, sides=arguments.sides))
+    check_sizes(config)
     _, classes = jobs.load_test(config, weights, CPU)
     model = jobs.build_network(config, len(classes), CPU)
     precision = jobs.pick_precision(config, CPU).training.precision

@@ -53,6 +53,7 @@ class Arguments(Generic[ConfigT]):
 
     config: ConfigT
     given: dict[str, Any]  # what files and command line set, by "section.key"
+    typed: list[str]  # those of the command line, which no recipe brought along
     flags: dict[str, str]
 
 
@@ -100,7 +101,8 @@ def parse(
     layers = config.read_yaml(config_file) if config_file is not None else []
     layers.append(("command line", given))
     built = config.build(command, layers)
-    return Arguments(built, {k: v for _, layer in layers for k, v in layer.items()}, extra)
+    all_given = {k: v for _, layer in layers for k, v in layer.items()}
+    return Arguments(built, all_given, list(given), extra)
 
 
 def _print_help(command: type, description: str, flags: Mapping[str, str]) -> None:

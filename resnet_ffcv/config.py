@@ -415,6 +415,8 @@ class TestConfig:
     def __post_init__(self) -> None:
         if self.sides == ():
             raise UsageError("test.sides names no short side")
+        if self.sides and len(set(self.sides)) < len(self.sides):
+            raise UsageError("test.sides names a short side twice")
 
     @property
     def flips(self) -> bool:

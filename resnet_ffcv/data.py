@@ -7,24 +7,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from resnet_ffcv import augment, decoders
 from resnet_ffcv.augment import Augmentation
 from resnet_ffcv.beton import read_image_tables
-from resnet_ffcv.config import AugmentConfig, DataConfig, TestConfig, TrainConfig
-from resnet_ffcv.encode import to_eight_bits
+from resnet_ffcv.config import AugmentConfig, DataConfig, ImageConfig, TestConfig, TrainConfig
+from resnet_ffcv.encode import open_image, to_rgb
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.loader import Loader
 from resnet_ffcv.manifest import Manifest, read_manifest
+from resnet_ffcv.models import IMAGENET_MEAN, IMAGENET_STD
 from resnet_ffcv.resized import ResizedImages
 from resnet_ffcv.stock import IntDecoder, OrderOption, Squeeze, ToDevice, ToTensor
-
-# torchvision's and timm's convention for ImageNet, of pixels from 0 to 1.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 PAPERS_SIDES = (224, 256, 384, 480, 640)  # He et al. 2015, section 3.4, for views of 224 pixels
 
@@ -57,6 +53,15 @@ class Normalize(nn.Module):
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
+
+    @property
+    def kind(self) -> str:
+        """What data.normalize calls it."""
+        if self.mean.shape[1:] != (1, 1):
+            return "pixel_mean"
+        if torch.equal(self.mean.flatten(), torch.tensor(IMAGENET_MEAN)):
+            return "imagenet"
+        return "mean" if (self.std == 1).all() else "mean_std"
 
     def forward(self, images: Tensor) -> Tensor:
         return (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
@@ -393,14 +398,16 @@ def read_picture(path: Path, window: decoders.ImageDecoder) -> np.ndarray:
     """What `window` shows of a picture: uint8 (height, width, 3).
 
     Raises:
-        FailureError: no such file, or no picture.
+        FailureError: no such file, no picture, or a damaged one.
     """
     try:
-        with Image.open(path) as opened:
-            image = to_eight_bits(opened).convert("RGB")
+        pixels, _, damaged = open_image(path.read_bytes(), ImageConfig(accept_damaged=True))
     except Exception as error:  # Pillow's plugins raise nearly anything
-        raise FailureError(f"picture {path} cannot be read: {error}") from error
-    return window.show(np.array(image))
+        reason = getattr(error, "strerror", None) or error  # without the path once more
+        raise FailureError(f"picture {path} cannot be read: {reason}") from error
+    if damaged:
+        raise FailureError(f"picture {path} is damaged: libjpeg can decode only a part of it")
+    return window.show(to_rgb(pixels))
 
 
 def readable_name(name: str) -> str:

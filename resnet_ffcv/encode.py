@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,9 @@ SMALL_SIDE = 64  # image.mode null: raw where no image has a longer side
 # Start of frame markers of JPEGs that every libjpeg decodes: baseline, extended, progressive.
 KEPT_FRAMES = (0xC0, 0xC1, 0xC2)
 ORIENTATION, TURNED = 0x0112, range(2, 9)  # EXIF's tag, and its values but "as it is"
+# Large, but whole; what has twice as many pixels as Pillow warns of is an error still.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -72,7 +76,7 @@ def encode(
     """
     if isinstance(content, np.ndarray):
         return _store(content, None, config, draw)
-    pixels, jpeg, damaged = _open(content, config)
+    pixels, jpeg, damaged = open_image(content, config)
     stored, pixels = _store(pixels, jpeg, config, draw)
     return replace(stored, damaged=damaged), pixels
 
@@ -192,8 +196,14 @@ def _to_jpeg(pixels: np.ndarray, quality: int) -> bytes:
     return out.getvalue()
 
 
-def _open(content: bytes, config: ImageConfig) -> tuple[np.ndarray, bytes | None, bool]:
-    """(pixels, RGB or gray, the content where it may be stored as it is, whether it is damaged)."""
+def open_image(content: bytes, config: ImageConfig) -> tuple[np.ndarray, bytes | None, bool]:
+    """(pixels, the content where it may be stored as it is, whether it is damaged).
+
+    Pixels are uint8 (height, width, 3), or (height, width) where the image is gray.
+
+    Raises:
+        ValueError, OSError: what is wrong with the image.
+    """
     try:
         opened = Image.open(io.BytesIO(content))
     except UnidentifiedImageError as error:  # its words name an object in memory

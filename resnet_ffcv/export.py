@@ -100,6 +100,8 @@ def torchvision_state(model: ResNet) -> dict[str, Tensor]:
 def write_onnx(path: Path, model: nn.Module, normalize: Normalize, facts: Any) -> str:
     """Input `images`, uint8 (n, height, width, 3), as they are decoded; output `logits`.
 
+    Its metadata say which network it is, and `facts`, as JSON.
+
     Raises:
         FailureError: onnxruntime says another thing of random images than we do.
     """
@@ -114,7 +116,9 @@ def write_onnx(path: Path, model: nn.Module, normalize: Normalize, facts: Any) -
         deployed, (images[:2],), dynamo=True, verbose=False, input_names=["images"],
         output_names=["logits"], dynamic_shapes={"images": {0: "n"}},
     )  # fmt: skip
-    content = program.model_proto.SerializeToString()  # type: ignore[union-attr]
+    proto: Any = program.model_proto  # type: ignore[union-attr]
+    proto.metadata_props.add(key=FACTS, value=json.dumps({"spec": model.spec, **facts}))
+    content = proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     with torch.inference_mode():
         expected = deployed(images).numpy()
@@ -139,8 +143,10 @@ def find_writer(path: Path) -> Writer:
     """What writes a file of this ending.
 
     Raises:
-        UsageError: nothing does.
+        UsageError: nothing does, or there is no folder for it.
     """
     if path.suffix not in WRITERS:
-        raise UsageError(f"--export {path}: the name ends in one of {', '.join(WRITERS)}")
+        raise UsageError(f"--export={path}: the name ends in one of {', '.join(WRITERS)}")
+    if not path.parent.is_dir():
+        raise UsageError(f"--export={path}: there is no folder {path.parent}; make it first")
     return WRITERS[path.suffix]

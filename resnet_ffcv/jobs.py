@@ -31,7 +31,7 @@ from resnet_ffcv.data import (
 )
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.export import find_writer
-from resnet_ffcv.models import build_model, is_cifar_model, load_weights, read_weights
+from resnet_ffcv.models import build_model, conventional_view, load_weights, read_weights
 from resnet_ffcv.models.weights import NEW_HEAD, SPEC
 from resnet_ffcv.runs import Record, Run
 from resnet_ffcv.testing import Clock, Counts, Images, Setting
@@ -44,12 +44,8 @@ from resnet_ffcv.training import (
     seed_generators,
 )
 
-# How images were seen by weights that do not say it: torchvision's convention for ImageNet and, for
-# networks of 6n+2 layers, akamaster/pytorch_resnet_cifar10's (trainer.py:88), ImageNet's constants.
-FOREIGN = {"normalize": "imagenet", "filter": "triangle"}
-FOREIGN_IMAGENET = {**FOREIGN, "resolution": 224, "center_ratio": 0.875}
-FOREIGN_CIFAR = {**FOREIGN, "resolution": 32, "center_ratio": 1.0}
-OTHER_CLASSES = "data.val names the file whose classes the model is tested on"
+OTHER_CLASSES = "the model has the classes of data.val; give a file of those that it learned"
+DIVERGED = "weights of a run that diverged"
 
 Given = dict[str, Any]  # the keys that a file or the command line set
 
@@ -249,7 +245,7 @@ def _train(
 def evaluate(config: TrainConfig, given: Given) -> dict[str, Any]:
     """Tests model.weights on data.val; trains nothing and writes nothing."""
     device = pick_device(config.training)
-    weights = _weights(config)
+    weights = _read_weights(config)
     config = adopt_checkpoint(config, given, weights)
     images, classes = load_test(config, weights, device)
     model = build_network(config, len(classes), device, hint=OTHER_CLASSES)
@@ -263,8 +259,8 @@ def evaluate(config: TrainConfig, given: Given) -> dict[str, Any]:
         counts = testing.evaluate(model, images, setting, flip=config.test.flips, clock=clock)
     if not math.isfinite(counts.loss):
         raise FailureError(
-            f"the loss of {config.model.weights} on {config.data.val} is not finite: weights of a "
-            "run that diverged, or of other images"
+            f"the loss of {config.model.weights} on {config.data.val} is not finite: {DIVERGED}, "
+            "or of other images"
         )
     result = {
         **_accuracy(counts),
@@ -297,20 +293,19 @@ def load_test(
 def predict(config: TrainConfig, given: Given, picture: str) -> dict[str, Any]:
     """The five likeliest classes of one picture, by name."""
     device = pick_device(config.training)
-    weights = _weights(config)
+    weights = _read_weights(config)
     config = adopt_checkpoint(config, given, weights)
+    pixels = read_picture(Path(picture), view_window(config.data, config.test))
     classes = weights.get("classes") or _classes_of_foreign_weights(config, given)
     model = build_network(config, len(classes), device, hint=OTHER_CLASSES).eval()
     _check_fit(config, model, device)
-    pixels = read_picture(Path(picture), view_window(config.data, config.test))
     normalize = _normalize(config, given, weights)
     with torch.inference_mode():
         inputs = normalize(torch.from_numpy(pixels)[None]).to(device)
         scores = model(inputs).float().softmax(1)[0]
     if not torch.isfinite(scores).all():
         raise FailureError(
-            f"what {config.model.weights} says of {picture} is not finite: weights of a run that "
-            "diverged"
+            f"what {config.model.weights} says of {picture} is not finite: {DIVERGED}"
         )
     likely = scores.topk(min(5, len(classes)))
     names = [readable_name(classes[place]) for place in likely.indices.tolist()]
@@ -324,11 +319,13 @@ def export(config: TrainConfig, given: Given, file: str) -> dict[str, Any]:
     """Writes model.weights as a file of another program; its ending says which."""
     path = Path(file)
     write = find_writer(path)
-    weights = _weights(config)
+    weights = _read_weights(config)
     config = adopt_checkpoint(config, given, weights)
     classes = weights.get("classes") or _classes_of_foreign_weights(config, given)
     model = build_network(config, len(classes), torch.device("cpu"), hint=OTHER_CLASSES).eval()
     _check_fit(config, model, torch.device("cpu"))
+    if not all(value.isfinite().all() for value in model.state_dict().values()):
+        raise FailureError(f"{config.model.weights} holds numbers that are not finite: {DIVERGED}")
     normalize = _normalize(config, given, weights)
     with console.status(f"writing {path}"):
         found = write(path, model, normalize, {"classes": classes, "view": view(config)})
@@ -348,34 +345,32 @@ def export(config: TrainConfig, given: Given, file: str) -> dict[str, Any]:
     return {"export": file, "bytes": size, "note": found, "mean": mean, "std": std}
 
 
-def _weights(config: TrainConfig) -> dict[str, Any]:
+def _read_weights(config: TrainConfig) -> dict[str, Any]:
+    """What model.weights says; where it does not say how images were shown to it, a convention."""
     if config.model.weights is None:
         raise UsageError("give the weights: --model.weights=FILE")
     if config.model.pretrained_head == "new":
         raise UsageError("model.pretrained_head=new is to train with: it has learned nothing yet")
-    return read_weights(config.model.weights)
+    weights = read_weights(config.model.weights)
+    if "view" in weights:
+        return weights
+    name = weights["spec"]["name"] if "spec" in weights else config.model.name
+    return {**conventional_view(name), **weights}
 
 
 def adopt_checkpoint(config: TrainConfig, given: Given, weights: dict[str, Any]) -> TrainConfig:
-    """The configuration with what a checkpoint of ours records, where no key was given for it.
-
-    Weights from elsewhere record no view of the images: there a convention stands for what was not
-    given (torchvision's mean and standard deviation, its filter; the centre 224 of 256 pixels, or
-    for networks of 6n+2 layers the whole of 32).
-    """
-    name = weights["spec"]["name"] if "spec" in weights else config.model.name
-    foreign = FOREIGN_CIFAR if is_cifar_model(name) else FOREIGN_IMAGENET
-    found = {"data": weights.get("view", foreign)}
+    """The configuration with what `_read_weights` found, where no key was given for it."""
+    found = {"data": weights["view"]}
     if "spec" in weights:
         found["model"] = {name: weights["spec"][name] for name in SPEC if name != "num_classes"}
     for section, values in found.items():
         free = {name: v for name, v in values.items() if f"{section}.{name}" not in given}
         config = replace(config, **{section: replace(getattr(config, section), **free)})
-    if "view" not in weights:
-        data = config.data
+    if "convention" in weights:
         console.print(
-            f"{config.model.weights} does not say how images were shown to it; here: "
-            f"{_pixels_shown(data)}, data.filter={data.filter}, data.normalize={data.normalize}",
+            f"{config.model.weights} does not say how images were shown to it; by "
+            f"{weights['convention']} convention, unless keys say otherwise: "
+            f"{_pixels_shown(config.data)}, data.filter={config.data.filter}",
             soft_wrap=True,
         )
     return config
@@ -386,9 +381,11 @@ def _pixels_shown(data: DataConfig) -> str:
 
 
 def _normalize(config: TrainConfig, given: Given, weights: dict[str, Any]) -> Normalize:
-    if "normalize" not in weights or "data.normalize" in given:
-        return build_normalize(config.data)
     normalize = Normalize(**weights["normalize"])
+    # A recipe asks for what the checkpoint has learned by; the training file may be gone.
+    is_asked_for = config.data.normalize == normalize.kind and "convention" not in weights
+    if "data.normalize" in given and not is_asked_for:
+        return build_normalize(config.data)
     side = view_side(config.data, config.test)
     is_one_size = normalize.mean.shape[1:] != (1, 1)
     if is_one_size and config.test.protocol == "multiscale":
@@ -400,7 +397,7 @@ def _normalize(config: TrainConfig, given: Given, weights: dict[str, Any]) -> No
         raise UsageError(
             f"{config.model.weights} subtracts a mean of {normalize.mean.shape[2]} x "
             f"{normalize.mean.shape[1]} pixels (data.normalize=pixel_mean), data.resolution is "
-            f"{side}; leave data.resolution out, or give data.normalize too"
+            f"{side}; leave data.resolution out, or give another data.normalize"
         )
     return normalize
 

@@ -193,11 +193,15 @@ def test_trainings_go_on_where_they_were_stopped(
         (runs / f"rn20-quarter-{seed}").mkdir(parents=True)
         for name in there:
             (runs / f"rn20-quarter-{seed}" / name).touch()
-    trainings.main([*asked, "--cifar", "images"])
+    trainings.main([*asked, "--cifar", "images", "--data.num_workers=3"])
     (written, resumed) = commands
     assert written[0] == "write_datasets.py"
     assert f"--output.folder={files / 'cifar10-jpeg-q75'}" in written
-    assert resumed == ["train.py", f"--run.resume={runs / 'rn20-quarter-1'}"]
+    assert resumed == [
+        "train.py",
+        f"--run.resume={runs / 'rn20-quarter-1'}",
+        "--data.num_workers=3",
+    ]
     (files / "cifar10-jpeg-q75").mkdir(parents=True)
     (files / "cifar10-jpeg-q75" / "val.beton.json").touch()
     commands.clear()
@@ -208,6 +212,28 @@ def test_trainings_go_on_where_they_were_stopped(
     assert {*given, "--data.num_workers=3", "rn_configs/rn20.yaml"} <= set(arguments)
     with pytest.raises(UsageError, match="the runs are rn20-quarter-0, "):
         trainings.main(["--only", "rn9"])
+
+
+@pytest.mark.parametrize(("key", "error"), [("no.key", UsageError), ("data.train", FailureError)])
+def test_a_training_that_fails_says_how(tmp_path: Path, key: str, error: type) -> None:
+    with pytest.raises(error, match=r"train\.py ended with exit code"):
+        trainings.run_script(["train.py", f"--{key}={tmp_path / 'missing'}"])
+
+
+def test_the_wrong_tests_want_weights_that_see_a_part_of_the_image(tmp_path: Path) -> None:
+    def run(ratio: float, *more: str) -> None:
+        model = build_model("resnet8", 10)
+        facts = {"spec": model.spec, "classes": ["x"] * 10, "normalize": {}}
+        view = {"resolution": 32, "center_ratio": ratio, "filter": "triangle"}
+        torch.save({**facts, "model": model.state_dict(), "view": view}, tmp_path / "last")
+        wrong_tests.main(["--weights", str(tmp_path / "last"), "--val", "no.beton", *more])
+
+    with pytest.raises(UsageError, match="sees whole images: their ten crops are all alike"):
+        run(1.0)
+    with pytest.raises(UsageError, match="--sides: the network sees 32 pixels at once"):
+        run(0.875, "--sides", "32,31")
+    with pytest.raises(FailureError, match="no file no"):
+        run(0.875, "--sides", "32,33")
 
 
 def test_the_tests_of_weights_want_a_checkpoint(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_normalisation_is_that_of_the_stored_training_pixels(
     }.get(kind, pixels.mean((0, 1, 2)))
     stds = {"imagenet": [0.229, 0.224, 0.225], "mean_std": pixels.std((0, 1, 2))}
     std = stds.get(kind, [1.0] * 3)
+    assert normalize.kind == kind
     found = normalize.mean.permute(1, 2, 0).squeeze().numpy()
     np.testing.assert_allclose(found, mean, atol=1e-6)
     np.testing.assert_allclose(normalize.std.flatten().numpy(), std, atol=1e-6)
@@ -348,8 +349,13 @@ def test_a_picture_is_read_as_a_test_image(tmp_path: Path, monkeypatch: pytest.M
         read_picture(tmp_path / "x.png", CenterCrop((5, 5), 0.5)), pixels[2:7, 5:10]
     )
     (tmp_path / "x.txt").write_text("no picture")
+    with pytest.raises(FailureError, match=r"missing\.png cannot be read: No such file[^/]*$"):
+        read_picture(tmp_path / "missing.png", CenterCrop((10, 10), 1.0))
+    Image.fromarray(np.repeat(pixels, 9, 0)).save(tmp_path / "broken.jpg")
+    whole = (tmp_path / "broken.jpg").read_bytes()
+    (tmp_path / "broken.jpg").write_bytes(whole[: len(whole) // 2] + b"\xff\xd9")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # Pillow refuses twice as many
     Image.new("RGB", (100, 100)).save(tmp_path / "bomb.png")
-    for name in ("x.txt", "missing.png", "bomb.png"):
+    for name in ("x.txt", "broken.jpg", "bomb.png"):
         with pytest.raises(FailureError, match=name):
             read_picture(tmp_path / name, CenterCrop((10, 10), 1.0))

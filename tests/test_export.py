@@ -1,5 +1,6 @@
 """Exported files, read by the programs they are for."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,10 @@ def test_onnxruntime_says_what_the_network_says_of_uint8_images(
     result = run_export(checkpoint_of(model, tmp_path / "last", side), tmp_path / "x.onnx")
     assert result["bytes"] == (tmp_path / "x.onnx").stat().st_size
     session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
+    facts = json.loads(session.get_modelmeta().custom_metadata_map["resnet_ffcv"])
+    assert facts == {
+        key: read_weights(tmp_path / "last")[key] for key in ("spec", "classes", "view")
+    }
     for count in (1, 5):
         pixels = np.random.default_rng(count).integers(0, 256, (count, side, side, 3), np.uint8)
         (found,) = session.run(["logits"], {"images": pixels})
@@ -128,3 +133,18 @@ def test_an_ending_that_is_not_known_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"ends in one of \.safetensors, \.pth, \.pt, \.onnx"):
         run_export(tmp_path / "no such weights", tmp_path / "x.bin")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pth", ".onnx"])
+def test_weights_that_are_not_numbers_are_not_exported(ending: str, tmp_path: Path) -> None:
+    model = settled("resnet20")
+    model.fc.bias.data[3] = torch.inf  # type: ignore[union-attr]
+    weights = checkpoint_of(model, tmp_path / "last")
+    with pytest.raises(FailureError, match="last holds numbers that are not finite"):
+        run_export(weights, tmp_path / f"x{ending}")
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+def test_a_folder_that_is_not_there_is_said_first(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no folder .*missing; make it first"):
+        run_export(tmp_path / "no such weights", tmp_path / "missing" / "x.onnx")

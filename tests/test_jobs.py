@@ -116,6 +116,17 @@ def test_a_normalisation_that_is_given_is_taken_before_the_checkpoints(
     assert result["loss"] != pytest.approx(finished["loss"], rel=1e-3)
 
 
+def test_a_checkpoints_own_normalisation_needs_no_training_file(
+    sample_folder: Path, finished: dict[str, Any]
+) -> None:
+    weights, val = f"{finished['run']}/checkpoints/last", sample_folder / "val.beton"
+    gone = "--data.train=gone.beton"
+    result = evaluate(weights, val, gone, "--data.normalize=mean")  # as its recipe says
+    assert result["loss"] == pytest.approx(finished["loss"], rel=1e-6)
+    with pytest.raises(FailureError, match=r"no file gone\.beton"):
+        evaluate(weights, val, gone, "--data.normalize=mean_std")
+
+
 def test_safetensors_that_say_their_network_alone_are_seen_as_foreign(
     sample_folder: Path, finished: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -147,7 +158,7 @@ def test_what_does_not_fit_a_checkpoint_is_one_line(
             train.main([f"--model.weights={last}", "--model.pretrained_head=new", *arguments])
     state = build_model("resnet14", 3, shortcut="B").state_dict()
     torch.save(state, tmp_path / "three.pt")
-    with pytest.raises(FailureError, match="names the file whose classes") as caught:
+    with pytest.raises(FailureError, match="the model has the classes of") as caught:
         evaluate(tmp_path / "three.pt", val, "--model.name=resnet14", "--model.shortcut=B")
     assert "pretrained_head" not in str(caught.value)
 
@@ -184,6 +195,24 @@ def test_a_classifier_of_other_classes_is_no_beginning(
 def test_one_thing_is_done_at_a_time(words: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         train.main(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "task", "unused"),
+    [
+        (["--predict=x.png"], "--predict", ["test.protocol=ten_crop"]),
+        (["--export=x.onnx"], "--export", ["data.crop=center", "lr.base=0.1"]),
+        (["--run.eval_only=true"], "run.eval_only", ["training.epochs=3"]),
+    ],
+)
+def test_a_key_that_a_task_does_not_use_is_refused(
+    words: list[str], task: str, unused: list[str]
+) -> None:
+    names = ", ".join(key.partition("=")[0] for key in unused)
+    with pytest.raises(UsageError, match=f"{task} makes no use of {names}; leave that out"):
+        train.main([*words, "--model.weights=no", *(f"--{key}" for key in unused)])
+    with pytest.raises(FailureError, match="weights no cannot be read"):  # of a recipe they are not
+        train.main([*words, "--model.weights=no", "--config", "rn_configs/rn18_fast.yaml"])
 
 
 def test_a_loss_that_is_not_finite_is_no_result(
@@ -282,6 +311,7 @@ def test_a_new_head_takes_weights_of_other_classes(tmp_path: Path) -> None:
             r"weights no\.pt cannot be read",
         ),
         (["--data.train=no.beton"], FailureError, "write_datasets.py"),
+        (["--test.sides=32,48,32"], UsageError, r"test\.sides names a short side twice"),
         (["--model.name=resnet21"], UsageError, "no such model"),
         (
             ["--model.name=timm/vit_tiny_patch16_224"],
@@ -401,5 +431,5 @@ def test_weights_of_other_classes_are_not_tested(
 def test_an_export_below_a_file_is_one_line(finished: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     weights = f"--model.weights={finished['run']}/checkpoints/last"
-    with pytest.raises(FailureError, match=r"x\.safetensors could not be written"):
+    with pytest.raises(UsageError, match=r"x\.safetensors: there is no folder .*file; make it"):
         train.main([weights, "--export", str(tmp_path / "file" / "x.safetensors")])

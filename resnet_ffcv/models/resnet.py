@@ -313,6 +313,21 @@ def _spec(
     }
 
 
+def timm_architecture(name: str) -> str:
+    """timm's own name, perhaps with a tag of weights, of timm/NAME.
+
+    Raises:
+        UsageError: timm has none such.
+    """
+    architecture = name.removeprefix("timm/")
+    base, dot, _ = architecture.partition(".")
+    known = timm.list_pretrained(f"{base}.*") if timm.is_model(base) and dot else timm.list_models()
+    if architecture not in known:
+        near = difflib.get_close_matches(architecture, known, n=1, cutoff=0)[0]
+        raise UsageError(f"model.name={name}: timm has no such model; the nearest is timm/{near}")
+    return architecture
+
+
 def _build_timm(
     name: str, num_classes: int, shortcut: str | None, stride_in: str | None, others: bool
 ) -> nn.Module:
@@ -320,10 +335,8 @@ def _build_timm(
         raise UsageError(
             f"{name}: shortcut, stride_in, zero_init and blurpool are for our ResNets only"
         )
-    architecture = name.removeprefix("timm/")
-    if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=1, cutoff=0)[0]
-        raise UsageError(f"model.name={name}: timm has no such model; the nearest is timm/{near}")
-    model: nn.Module = timm.create_model(architecture, num_classes=num_classes, pretrained=False)
+    model: nn.Module = timm.create_model(
+        timm_architecture(name), num_classes=num_classes, pretrained=False
+    )
     model.spec = _spec(name, num_classes, None, None, blurpool=False)  # type: ignore[assignment]  # a plain dict
     return model

@@ -4,6 +4,7 @@ Nothing that is read here can run code: torch.load with `weights_only`, or safet
 """
 
 import json
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,16 +61,17 @@ def _read_file(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of what is read, or an error just below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         reason = error.strerror or error  # safetensors sets no strerror
         raise FailureError(f"weights {path} cannot be read: {reason}") from error
     except Exception as error:  # torch.load and safetensors raise many kinds
         # Not torch's message, which would have the user load it with `weights_only` off.
         raise FailureError(
-            f"weights {path} cannot be read: the file is damaged, of another kind or pickles "
-            "objects that could run code; give a checkpoint of train.py, a state dict saved by "
-            "torch.save(model.state_dict(), FILE) or .safetensors"
+            f"weights {path} cannot be read: the file is damaged, of another kind than its name "
+            "says, or pickles objects that could run code; give NAME.safetensors, or by any other "
+            "name a checkpoint of train.py or a state dict, by torch.save(model.state_dict(), FILE)"
         ) from error
 
 
