@@ -23,7 +23,7 @@ except KeyboardInterrupt:
     raise SystemExit(130) from None
 
 FLAGS = {
-    "predict IMAGE": "name the five likeliest classes of this picture, by model.weights",
+    "predict IMAGE": "the likeliest classes of this picture, turned as EXIF says, by model.weights",
     "export FILE": "write model.weights as .onnx, .pth (torchvision's names) or .safetensors",
 }
 

@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional
 
 from benchmarks.photos import open_classes
 from benchmarks.trainings import run_script
-from benchmarks.wrong_tests import CPU, read_checkpoint, score_views
+from benchmarks.wrong_tests import CPU, read_checkpoint, score
 from resnet_ffcv import commandline, jobs
 from resnet_ffcv.commandline import show_table
 from resnet_ffcv.config import DataConfig, ModelConfig, TestConfig, TrainConfig
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         normalize = Normalize(**weights["normalize"])
         with torch.inference_mode():
             setting = Setting(normalize, CPU, "fp32")
-            logits, _ = score_views(model.eval(), config.data, config.test, setting)
+            logits, _ = score(model, config.data, config.test, setting)
             ours = mean_score(logits, 1).softmax(1)
     side = config.data.resolution
     short_side = round(side / config.data.center_ratio)

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.photos import positive
-from resnet_ffcv import augment, commandline, jobs
+from resnet_ffcv import augment, commandline, jobs, testing
 from resnet_ffcv.commandline import console, show_table
 from resnet_ffcv.config import DataConfig, ModelConfig, TestConfig, TrainConfig
 from resnet_ffcv.data import Normalize, load_test_data, short_sides
 from resnet_ffcv.errors import FailureError, UsageError
-from resnet_ffcv.models import as_fully_convolutional, read_weights
-from resnet_ffcv.testing import Meter, Setting, dense_scores, mean_score
+from resnet_ffcv.models import read_weights
+from resnet_ffcv.resized import ResizedImages
+from resnet_ffcv.testing import Clock, Meter, Setting, mean_score
 
 CPU = torch.device("cpu")
 TOO_STRONG = 57.0  # its eigenvalues were those of pixels from 0 to 255, its pixels of deviation 1
@@ -56,39 +57,22 @@ def top1(scores: Tensor, labels: Tensor) -> float:
     return meter.counts().top1
 
 
-def score_views(
+def score(
     model: nn.Module, data: DataConfig, test: TestConfig, setting: Setting
 ) -> tuple[Tensor, Tensor]:
     """(logits (n, views, classes), labels (n,)) of all images, by test.protocol."""
-    loader, _ = load_test_data(data, test, CPU)
-    found = []
-    for images, labels in loader:
-        views = images if images.ndim == 5 else images[:, None]
-        logits = setting.ask(model, views.flatten(0, 1))
-        found.append((logits.view(*views.shape[:2], -1), labels.clone()))
+    images, _ = load_test_data(data, test, CPU)
+    if isinstance(images, ResizedImages):
+        scored = testing.score_whole_images(model, images, setting, Clock())
+    else:
+        scored = testing.score_views(model, images, setting, Clock(), flip=False)
+    found = [(logits, labels.clone()) for logits, labels in scored]
     return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
-
-
-def score_side(
-    model: nn.Module, data: DataConfig, test: TestConfig, side: int, setting: Setting
-) -> tuple[Tensor, Tensor]:
-    """(softmax scores (n, classes), labels (n,)) of whole images at a short side, both ways."""
-    images: Any
-    images, _ = load_test_data(data, replace(test, protocol="multiscale", sides=(side,)), CPU)
-    dense = as_fully_convolutional(model, images.resolution, CPU)
-    scores: list[Tensor] = [torch.empty(0)] * len(images.labels)
-    for places, pixels in images:
-        whole = torch.from_numpy(pixels)
-        found = dense_scores(dense, whole, setting) + dense_scores(dense, whole.flip(2), setting)
-        for place, score in zip(places.tolist(), found / 2, strict=True):
-            scores[place] = score
-    return torch.stack(scores), torch.from_numpy(images.labels)
 
 
 @torch.inference_mode()
 def measure(model: nn.Module, config: TrainConfig, setting: Setting) -> dict[str, float]:
     """Top-1 in percent of each test, by its name."""
-    model.eval()
     data, test, found = config.data, config.test, {}
 
     def say(name: str, value: float) -> None:
@@ -98,22 +82,24 @@ def measure(model: nn.Module, config: TrainConfig, setting: Setting) -> dict[str
     center = replace(test, protocol="center")
     for name, noise in (("", 0.0), (", noise", 1.0), (", noise 57 times", TOO_STRONG)):
         noisy = replace(setting, normalize=Noisy(setting.normalize, noise * PAPERS_NOISE))
-        logits, labels = score_views(model, data, center, noisy)
+        logits, labels = score(model, data, center, noisy)
         say(f"centre{name}", top1(logits[:, 0], labels))
     ten = replace(test, protocol="ten_crop")
     whole = replace(data, center_ratio=data.resolution / (data.resolution + 1))
     for name, seen in (("ten crops", data), ("ten crops as large as the image", whole)):
-        logits, labels = score_views(model, seen, ten, setting)
+        logits, labels = score(model, seen, ten, setting)
         say(name, top1(mean_score(logits, 1), labels))
         alone = top1(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1]))
         say(f"{name}, each alone", alone)
     sides = short_sides(data, test)
-    each = [score_side(model, data, test, side, setting) for side in sides]
-    for side, (scores, labels) in zip(sides, each, strict=True):
-        say(f"whole images at {side}", top1(scores, labels))
-    labels = each[0][1]
-    say("whole images, scores averaged", top1(sum(scores for scores, _ in each), labels))
-    say("whole images, accuracies averaged", mean(top1(*scored) for scored in each))
+    each = []
+    for side in sides:
+        whole_images = replace(test, protocol="multiscale", sides=(side,))
+        logits, labels = score(model, data, whole_images, setting)
+        each.append(logits[:, 0])
+        say(f"whole images at {side}", top1(logits[:, 0], labels))
+    say("whole images, scores averaged", top1(mean_score(torch.stack(each), 0), labels))
+    say("whole images, accuracies averaged", mean(top1(logits, labels) for logits in each))
     return found
 
 

@@ -35,6 +35,12 @@ from resnet_ffcv.schedules import learning_rate
 from resnet_ffcv.testing import autocast
 
 CPU = torch.device("cpu")
+RECIPE = "rn_configs/imagenette.yaml"
+FREE = {  # what runs of it may have otherwise
+    *("data.train", "data.val", "data.num_workers", "training.seed", "training.epochs"),
+    *("training.precision", "training.device", "run.folder", "run.resume"),
+    *("run.checkpoint_every", "run.checkpoint_steps"),
+}
 
 
 class Lighting:
@@ -68,8 +74,21 @@ def build_loaders(recipe: TrainConfig, images: Path, mean_colour: list[float]) -
     )  # fmt: skip
 
 
-def train(recipe: TrainConfig, seed: int, loaders: tuple[Any, Any], epochs: int) -> float:
+def check_recipe(recipe: TrainConfig) -> None:
+    """Raises UsageError where it is not the one that the loop below trains."""
+    wanted = config.to_dict(config.build(TrainConfig, config.read_yaml(RECIPE)))
+    for section, keys in config.to_dict(recipe).items():
+        for name, value in keys.items():
+            if value != wanted[section][name] and f"{section}.{name}" not in FREE:
+                raise UsageError(
+                    f"--ours: runs with {section}.{name}={value}; the plain loop trains {RECIPE}, "
+                    f"which has {wanted[section][name]}"
+                )
+
+
+def train(recipe: TrainConfig, seed: int, loaders: tuple[Any, Any]) -> float:
     """Top-1 in percent of the last epoch."""
+    epochs = recipe.training.epochs or 0
     torch.manual_seed(seed)
     batches, tests = loaders
     chosen, options = recipe.model, recipe.training
@@ -132,6 +151,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         raise UsageError("--ours: these runs are of more than one recipe")
     layers = [(str(first.folder), config_values(first.config))]
     recipe = config.build(TrainConfig, layers)
+    check_recipe(recipe)
     manifest = read_manifest(Path(recipe.data.train))
     folder = Path(arguments.folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +160,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         kept = folder / f"{seed}.json"
         if not kept.exists():
             loaders = build_loaders(recipe, Path(arguments.imagenette), manifest.mean)
-            top1 = train(recipe, seed, loaders, recipe.training.epochs or 0)
+            top1 = train(recipe, seed, loaders)
             content = json.dumps({"top1": top1, "recipe": first.recipe}).encode()
             write_whole(kept, lambda file, content=content: file.write(content))
         result = json.loads(kept.read_text())

@@ -182,7 +182,7 @@ class DataConfig:
         choices=("black", "mean"),
     )
     min_area: float = key(
-        0.08, "crop=random_resized: least share of the image's area", low=0.0, high=1.0
+        0.08, "crop=random_resized: least share of the image's area", low=1e-6, high=1.0
     )
     center_ratio: float = key(
         1.0,
@@ -201,8 +201,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         if len(self.growth) != 2 or self.growth[0] > self.growth[1]:
             raise UsageError("data.growth is two fractions of the run, such as 0.74,0.86")
-        if self.start_resolution and self.crop == "pad":
-            raise UsageError("data.start_resolution resizes images, which data.crop=pad does not")
+        if self.start_resolution and self.crop in ("pad", "scale"):
+            raise UsageError(
+                f"data.start_resolution shows images smaller, which data.crop={self.crop} does not"
+            )
 
 
 @dataclass(frozen=True)
@@ -352,7 +354,7 @@ class LearningRateConfig:
     peak_at: float = key(
         0.25, "triangular: where lr.base is reached, in whole steps", low=0.0, high=1.0
     )
-    cycles: int = key(3, "restarts: how often the rate falls", low=1)
+    cycles: int = key(3, "restarts: how often the rate falls", low=1, high=100)
     cycle_growth: float = key(
         1.0, "restarts: length of each cycle, over that of the one before", low=0.01, high=100.0
     )
@@ -364,8 +366,8 @@ class LearningRateConfig:
     )
     patience: float = key(
         0.04,
-        "plateau: whole epochs, as a fraction of the run, without a lower validation loss before a "
-        "drop",
+        "plateau: whole epochs, as a fraction of the run, that may pass without a lower validation "
+        "loss; one more is a drop",
         low=0.0,
         high=1.0,
     )

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +86,16 @@ class Data:
     test: Loader | ResizedImages | None
     normalize: Normalize
     classes: list[str]
-    fingerprint: str  # sha256 of the training file: a run goes on with the file it began with
+    fingerprint: str  # sha256 of the training file: a run goes on with the files it began with
+    val_fingerprint: str  # of data.val
 
 
 @dataclass(frozen=True)
 class File:
-    """A .beton: `form` is that of its images (beton.Tables)."""
+    """A .beton and its manifest."""
 
     path: str
     manifest: Manifest
-    form: str
 
     @property
     def constant_size(self) -> tuple[int, int] | None:
@@ -139,6 +140,7 @@ def load_data(
         normalize=build_normalize(config).to(device),
         classes=train_file.manifest.classes,
         fingerprint=train_file.manifest.sha256,
+        val_fingerprint=test_file.manifest.sha256,
     )  # fmt: skip
 
 
@@ -161,7 +163,8 @@ def open_file(path: str, key: str) -> File:
         advice = f"`{command}` writes it" if command else OTHER_COMMAND
         raise FailureError(f"no file {path} ({key}): {advice}")
     manifest = read_manifest(Path(path))
-    return File(path, manifest, read_image_tables(Path(path)).form)
+    read_image_tables(Path(path))  # checks them
+    return File(path, manifest)
 
 
 def split_indices(samples: int, held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -401,7 +404,9 @@ def read_picture(path: Path, window: decoders.ImageDecoder) -> np.ndarray:
         FailureError: no such file, no picture, or a damaged one.
     """
     try:
-        pixels, _, damaged = open_image(path.read_bytes(), ImageConfig(accept_damaged=True))
+        # Turned as people see it, though ImageNet's convention is not to: its photos are upright.
+        options = ImageConfig(accept_damaged=True, apply_orientation=True)
+        pixels, _, damaged = open_image(path.read_bytes(), options)
     except Exception as error:  # Pillow's plugins raise nearly anything
         reason = getattr(error, "strerror", None) or error  # without the path once more
         raise FailureError(f"picture {path} cannot be read: {reason}") from error
@@ -412,8 +417,13 @@ def read_picture(path: Path, window: decoders.ImageDecoder) -> np.ndarray:
 
 def readable_name(name: str) -> str:
     """ImageNet's WordNet ids as words, such as n01440764 as tench; any other name as it is."""
+    return _imagenet_words().get(name, name)
+
+
+@cache
+def _imagenet_words() -> dict[str, str]:
     words: dict[str, str] = ImageNetInfo().label_descriptions(as_dict=True)
-    return words.get(name, name)
+    return words
 
 
 def short_name(name: str) -> str:

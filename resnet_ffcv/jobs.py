@@ -14,7 +14,7 @@ from torch import nn
 from resnet_ffcv import commandline, testing
 from resnet_ffcv import config as configuration
 from resnet_ffcv.commandline import console, show_table
-from resnet_ffcv.config import DataConfig, ModelConfig, TrainConfig, TrainingConfig
+from resnet_ffcv.config import ModelConfig, TrainConfig, TrainingConfig
 from resnet_ffcv.data import (
     Data,
     Normalize,
@@ -99,7 +99,8 @@ def _prepare(
     _check_start(config.model, data.classes)
     model = build_network(config, len(data.classes), device)
     batch_size, images = data.train.batch_size, len(data.train.indices)
-    _check_fit(config, model, device, smallest_batch=images % batch_size or batch_size)
+    smallest = 1 if config.data.on_error == "skip" else images % batch_size or batch_size
+    _check_fit(config, model, device, smallest_batch=smallest)
     return data, model, build_optimizer(model, config.training)
 
 
@@ -163,7 +164,7 @@ def _try_size(
         with torch.inference_mode():
             copy.deepcopy(model).train()(torch.zeros(images, 3, side, side, device=device)).float()
     except Exception as error:  # each network has its own
-        one = ", or data.batch_size so that no batch is of one image" if images == 1 else ""
+        one = ", or data.batch_size or data.on_error, for batches of more" if images == 1 else ""
         raise UsageError(
             f"model.name={name} does not take {images} x {side} x {side} pixels "
             f"({error}); change it, or {key}{one}"
@@ -176,6 +177,7 @@ def pick_device(config: TrainingConfig) -> torch.device:
     if config.device == "cuda" and not cuda:
         raise FailureError("training.device=cuda, but PyTorch finds no CUDA device here")
     device = torch.device("cuda" if cuda and config.device != "cpu" else "cpu")
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is to mean it; bf16 and fp16 make no use of it
     if config.precision == "fp16" and device.type == "cpu":
         raise UsageError("training.precision=fp16 needs CUDA; on a CPU take bf16 or fp32")
     return device
@@ -337,7 +339,7 @@ def export(config: TrainConfig, given: Given, file: str) -> dict[str, Any]:
         ("file", str(path)),
         ("bytes", f"{size:,}"),
         ("", found),
-        ("shown to it", _pixels_shown(config.data)),
+        ("shown to it", _pixels_shown(config)),
         ("mean", " ".join(f"{value:.4f}" for value in mean) + own),
         ("deviation", " ".join(f"{value:.4f}" for value in std)),
     ]
@@ -370,14 +372,15 @@ def adopt_checkpoint(config: TrainConfig, given: Given, weights: dict[str, Any])
         console.print(
             f"{config.model.weights} does not say how images were shown to it; by "
             f"{weights['convention']} convention, unless keys say otherwise: "
-            f"{_pixels_shown(config.data)}, data.filter={config.data.filter}",
+            f"{_pixels_shown(config)}, data.filter={config.data.filter}",
             soft_wrap=True,
         )
     return config
 
 
-def _pixels_shown(data: DataConfig) -> str:
-    return f"{data.resolution} of {round(data.resolution / data.center_ratio)} pixels"
+def _pixels_shown(config: TrainConfig) -> str:
+    side = view_side(config.data, config.test)
+    return f"{side} of {round(side / config.data.center_ratio)} pixels"
 
 
 def _normalize(config: TrainConfig, given: Given, weights: dict[str, Any]) -> Normalize:

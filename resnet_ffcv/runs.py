@@ -129,14 +129,14 @@ class Run:
         write_whole(self.folder / "batch.png", lambda file: figure.savefig(file, format="png"))
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Writes result.json and the last curves, and closes the log."""
+        """Closes the log, draws the last curves and writes result.json: with it a run is whole."""
+        if self.tensorboard:
+            self.tensorboard.close()
+        self.draw_curves()
         write_whole(
             self.folder / "result.json",
             lambda file: file.write(json.dumps(result).encode() + b"\n"),
         )
-        self.draw_curves()
-        if self.tensorboard:
-            self.tensorboard.close()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 Images = Loader | ResizedImages
-Scored = Generator[tuple[Tensor, Tensor], None, None]  # logits (n, classes), labels (n,)
+Scored = Generator[tuple[Tensor, Tensor], None, None]  # logits (n, views, classes), labels (n,)
 
 
 @dataclass(frozen=True)
@@ -171,15 +171,15 @@ def evaluate(
         UsageError: whole images, and a model that has no fully convolutional form.
         FailureError: another number of images came than the file holds, or one is damaged.
     """
-    model.eval()
     clock = clock or Clock()
     meter = Meter(setting.device)
     if isinstance(images, ResizedImages):
-        scored = _score_whole_images(model, images, setting, clock)
+        scored = score_whole_images(model, images, setting, clock)
     else:
-        scored = _score_views(model, images, setting, clock, flip=flip)
+        scored = score_views(model, images, setting, clock, flip=flip)
     with torch.inference_mode(), closing(scored):
-        for logits, labels in scored:
+        for views, labels in scored:
+            logits = views[:, 0] if views.shape[1] == 1 else mean_score(views, 1)
             meter.add(logits, labels, F.cross_entropy(logits, labels))
     if meter.seen != len(images.indices):
         raise FailureError(
@@ -198,23 +198,26 @@ def mean_score(logits: Tensor, dim: int) -> Tensor:
     return logits.log_softmax(-1).logsumexp(dim) - math.log(logits.shape[dim])
 
 
-def _score_views(
+def score_views(
     model: nn.Module, loader: Loader, setting: Setting, clock: Clock, *, flip: bool
 ) -> Scored:
+    """The views of each image, and behind them, if `flip`, their mirror images: in batches."""
+    model.eval()
     with closing(clock.time(loader)) as batches:
         for images, labels in batches:
             views = images if images.ndim == 5 else images[:, None]
             if flip:
                 views = torch.cat((views, views.flip(3)), 1)
             logits = setting.ask(model, views.flatten(0, 1))
-            logits = logits.view(*views.shape[:2], -1)
-            yield logits[:, 0] if views.shape[1] == 1 else mean_score(logits, 1), labels
+            yield logits.view(*views.shape[:2], -1), labels
             setting.on_images(len(labels))
 
 
-def _score_whole_images(
+def score_whole_images(
     model: nn.Module, images: ResizedImages, setting: Setting, clock: Clock
 ) -> Scored:
+    """All images at once, as one view each: the logarithm of the mean of all their scores."""
+    model.eval()
     dense = as_fully_convolutional(model, images.resolution, setting.device)
     labels = torch.from_numpy(images.labels).to(setting.device)
     scores = torch.zeros(len(labels), 0)  # sums of softmax scores
@@ -236,7 +239,7 @@ def _score_whole_images(
             f"{images.fname}: image {wrong[0]} was tested at {times[wrong[0]]} sizes of "
             f"{len(images.sides)}"
         )
-    yield (scores / (2 * len(images.sides))).clamp_min(SMALLEST).log(), labels
+    yield (scores / (2 * len(images.sides))).clamp_min(SMALLEST).log()[:, None], labels
 
 
 def dense_scores(dense: nn.Module, images: Tensor, setting: Setting) -> Tensor:

@@ -1,6 +1,5 @@
 """The training loop."""
 
-import itertools
 import math
 import random
 import time
@@ -86,7 +85,7 @@ class Trainer:
 
         Raises:
             FailureError: a loss that is not finite, in training or validation; the message names
-                the step. Nothing of that epoch is kept.
+                the step, and nothing from there on is kept. Or every image of an epoch is damaged.
         """
         tested = None
         while self.step < self.total_steps and not self._stopped_early():
@@ -117,9 +116,15 @@ class Trainer:
         return tested or self.test(self.data.val, "validation")
 
     def _train_epoch(self, epoch: int) -> Counts:
-        """Trains to the end of the epoch, or of the recipe; from its middle after a resume."""
+        """Trains to the end of the epoch, or of the recipe; from its middle after a resume.
+
+        A batch that is damaged as a whole is a step that changes nothing: each batch has the step
+        that it would have without the damage, and a run that is resumed has the same.
+        """
         done, batch_size = self.step % self.steps_per_epoch, self.config.data.batch_size
+        begin = self.step - done
         steps = min(self.steps_per_epoch - done, self.total_steps - self.step)
+        end = self.step + steps
         rest = len(self.data.train.indices) - done * batch_size
         self.display.begin(f"epoch {epoch + 1}", min(steps * batch_size, rest))
         side = self._resolution(epoch)
@@ -130,15 +135,22 @@ class Trainer:
         meter = self.meter = self.meter or Meter(self.device)
         looked = time.monotonic()
         with closing(self.clock.time(self.data.train)) as batches:
-            for images, labels in itertools.islice(batches, steps):
+            for images, labels in batches:
+                samples = self.data.train.state_dict()["samples"] or len(self.data.train.indices)
+                self.step = begin + (samples - 1) // batch_size  # of this batch
+                if self.step >= end:
+                    break
                 self._train_step(images, labels, meter)
                 self.display.advance(len(labels))
                 if time.monotonic() - looked > SECONDS_BETWEEN_LOOKS:
                     self._look(meter)
                     looked = time.monotonic()
                 self._save_inside_epoch(meter)
-        if self.step % self.steps_per_epoch and self.step < self.total_steps:
-            raise FailureError(f"{self.config.data.train}: every image of a batch is damaged")
+                if self.step >= end:
+                    break
+        self.step = end
+        if not meter.seen:
+            raise FailureError(f"{self.config.data.train}: every image of an epoch is damaged")
         self._look(meter)  # waits for the device, so the clock stops when the work is done
         self.clock.stop()
         self.meter = None
@@ -161,6 +173,8 @@ class Trainer:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if targets.ndim == 2:  # mixed images count as the class that they have most of
+            labels = targets.argmax(1)
         meter.add(logits.detach(), labels, loss.detach(), self.step)
         self.step += 1
         if self.average is not None:
@@ -247,6 +261,7 @@ class Trainer:
             "view": view(self.config),
             "config": configuration.to_dict(self.config),
             "dataset": self.data.fingerprint,
+            "val_dataset": self.data.val_fingerprint,
             "step": self.step,
             "meter": self.meter.state_dict() if self.meter else None,
             "damaged": dict(self.data.train.damaged),
@@ -260,13 +275,18 @@ class Trainer:
         """Goes on from `state`.
 
         Raises:
-            FailureError: the training file is not the one the state was reached on.
+            FailureError: the training or validation file is not the one of the state.
         """
-        if state["dataset"] != self.data.fingerprint:
-            raise FailureError(
-                f"{self.config.data.train} is not the file this run began with: its checksum is "
-                f"{self.data.fingerprint[:12]}, the checkpoint's {state['dataset'][:12]}"
-            )
+        data = self.config.data
+        for path, here, saved in (
+            (data.train, self.data.fingerprint, state["dataset"]),
+            (data.val, self.data.val_fingerprint, state.get("val_dataset")),
+        ):
+            if saved not in (here, None):  # None: of a checkpoint from before it was noted
+                raise FailureError(
+                    f"{path} is not the file this run began with: its checksum is {here[:12]}, the "
+                    f"checkpoint's {saved[:12]}"
+                )
         self.tested_model.load_state_dict(state["model"])
         if self.average is not None:
             self.model.load_state_dict(state["trained"])

@@ -254,6 +254,7 @@ def test_a_folder_that_is_no_folder_of_classes_is_named(tmp_path: Path) -> None:
 def test_the_yardstick_compares_runs_of_one_recipe(
     make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(yardstick, "check_recipe", lambda _: None)
     monkeypatch.setattr(yardstick, "build_loaders", lambda *_: None)
     monkeypatch.setattr(yardstick, "train", lambda _, seed, *__: 80.0 + seed)
     monkeypatch.setattr(yardstick, "read_manifest", lambda _: SimpleNamespace(mean=[0.5] * 3))
@@ -272,6 +273,19 @@ def test_the_yardstick_compares_runs_of_one_recipe(
         compare(runs[0], others[1])
     with pytest.raises(FailureError, match=r"0\.json is of another recipe"):
         compare(*others)
+
+
+def test_the_yardstick_trains_one_recipe_alone() -> None:
+    def check(*paths: str) -> None:
+        layers = [layer for path in paths for layer in config.read_yaml(path)]
+        yardstick.check_recipe(config.build(TrainConfig, layers))
+
+    check("docs/runs/yardstick-ours-1/config.yaml")
+    check("rn_configs/imagenette.yaml")
+    with pytest.raises(UsageError, match=r"imagenette\.yaml, which has"):
+        check("rn_configs/imagenette_fast.yaml")
+    with pytest.raises(UsageError, match=r"imagenette\.yaml, which has"):
+        check("docs/runs/rn20-quarter-0/config.yaml")
 
 
 def test_the_yardstick_learns(tmp_path: Path) -> None:
@@ -295,4 +309,4 @@ def test_the_yardstick_learns(tmp_path: Path) -> None:
     )
     loaders = yardstick.build_loaders(recipe, tmp_path, [0.5, 0.5, 0.5])
     assert [len(loader.dataset) for loader in loaders] == [48, 12]
-    assert yardstick.train(recipe, 0, loaders, epochs=4) == 100.0
+    assert yardstick.train(recipe, 0, loaders) == 100.0

@@ -1,6 +1,7 @@
 """Counts against a plain loop; scores of many views against torchvision and a plain sum."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 
 import write_datasets
+from benchmarks import wrong_tests
 from resnet_ffcv import testing
-from resnet_ffcv.config import DataConfig, TestConfig
+from resnet_ffcv.config import DataConfig, TestConfig, TrainConfig
 from resnet_ffcv.data import Normalize, load_data, load_test_data, short_sides
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.loader import Loader
@@ -268,8 +270,10 @@ def test_multiscale_averages_scores_of_whole_images(
     advanced: list[float] = []
     whole = images_of(path, **options)
     setting = Setting(IDENTITY, CPU, "fp32", advanced.append)
-    ((logits, labels),) = testing._score_whole_images(network, whole, setting, Clock())
+    ((logits, labels),) = testing.score_whole_images(network, whole, setting, Clock())
     assert labels.equal(LABELS)
+    assert logits.shape == (24, 1, 5)
+    logits = logits[:, 0]
     torch.testing.assert_close(logits.exp().sum(1), torch.ones(24))
     assert_scores(logits.exp(), scores.mean(1), wrong)
     assert sum(advanced) == pytest.approx(24)
@@ -336,3 +340,39 @@ def test_mean_scores_stay_finite() -> None:
     found = mean_score(logits, 1)
     assert torch.isfinite(found).all()
     torch.testing.assert_close(found.softmax(1), torch.tensor([[1.0, 0.0, 0.0]]))
+
+
+def test_errors_of_a_test_are_told_from_the_test(
+    photos: tuple[Path, list[Tensor]], network: nn.Module
+) -> None:
+    """benchmarks.wrong_tests, against the tests that it gets wrong, and the errors made plainly."""
+    sides, setting = (32, 40, 70), Setting(IDENTITY, CPU, "fp32")
+    config = TrainConfig(
+        data=DataConfig(val=str(photos[0]), resolution=32, center_ratio=0.8, filter="triangle"),
+        test=TestConfig(sides=sides),
+    )
+    found = wrong_tests.measure(network, config, setting)
+
+    def right(**options: Any) -> float:
+        return evaluate(network, images_of(photos[0], **options), setting).top1
+
+    assert found["centre"] == right()
+    assert found["ten crops"] == right(protocol="ten_crop")
+    alone = [right(protocol="multiscale", sides=(side,)) for side in sides]
+    assert [found[f"whole images at {side}"] for side in sides] == alone
+    averaged = right(protocol="multiscale", sides=sides)
+    assert found["whole images, scores averaged"] == averaged
+    assert found["whole images, accuracies averaged"] == pytest.approx(np.mean(alone))
+    with torch.inference_mode():
+        crops = torch.stack(
+            [
+                torch.stack(transforms.ten_crop(transforms.resize(image, [40]), [32, 32]))
+                for image in photos[1]
+            ]
+        )
+        hits = (
+            network(crops.flatten(0, 1).float() / 255).view(24, 10, 5).argmax(2) == LABELS[:, None]
+        )
+    assert found["ten crops, each alone"] == pytest.approx(100 * hits.float().mean().item(), abs=1)
+    assert len(set(found.values())) > 6  # the images tell them apart
+    assert found["centre, noise 57 times"] < found["centre"]

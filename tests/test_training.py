@@ -25,6 +25,7 @@ from resnet_ffcv import jobs, training
 from resnet_ffcv.config import AugmentConfig, TrainConfig, TrainingConfig
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.models import build_model
+from resnet_ffcv.orders import random_order
 from resnet_ffcv.runs import Run
 from resnet_ffcv.testing import Counts
 
@@ -234,6 +235,51 @@ def test_damaged_images_end_a_run_or_are_left_out(
         train(recipe(tmp_path, tmp_path / "three", **options))
 
 
+@pytest.mark.parametrize("step", [1, 3, 4, 8])  # of 10, five in an epoch
+def test_a_batch_that_is_damaged_as_a_whole_is_a_step_that_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """The second and the last of the first epoch; and a run that was killed goes on behind it."""
+    order = random_order(np.arange(38), 0, 0)
+    spoil(write_noise(tmp_path, "jpg", (38, 32, 32), classes=2), *order[8:16], *order[32:])
+    options = {"data.on_error": "skip", "data.batch_size": 8, "run.checkpoint_steps": 1}
+    steps: list[tuple[int, int]] = []
+
+    def note(self: training.Trainer, images: Any, labels: Any, meter: Any) -> None:
+        steps.append((self.step, len(labels)))
+        train_step(self, images, labels, meter)
+
+    train_step = training.Trainer._train_step
+    monkeypatch.setattr(training.Trainer, "_train_step", note)
+    train(recipe(tmp_path, tmp_path / "whole", **options))
+    assert steps[:3] == [(0, 8), (2, 8), (3, 8)]
+    assert [number for number, _ in steps[3:]] == list(range(5, 10))
+    assert sum(labels for _, labels in steps[3:]) == 38 - 14
+    assert [(r["images"], r["damaged"]) for r in records(tmp_path / "whole")] == [(24, 14)] * 2
+
+    save, killed = Run.save_checkpoint, tmp_path / "killed"
+
+    def save_and_be_killed(self: Run, name: str, checkpoint: dict[str, Any]) -> None:
+        save(self, name, checkpoint)
+        if checkpoint["step"] == step:
+            raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save_checkpoint", save_and_be_killed)
+        with pytest.raises(InterruptedError):
+            train(recipe(tmp_path, killed, **options))
+    steps.clear()
+    jobs.resume(str(killed), {"run.resume": str(killed)})
+    assert [number for number, _ in steps] == [n for n in (2, 3, 5, 6, 7, 8, 9) if n >= step]
+    assert all(torch.equal(v, weights(killed)[n]) for n, v in weights(tmp_path / "whole").items())
+
+
+def test_an_epoch_without_a_whole_image_is_an_error(tmp_path: Path) -> None:
+    spoil(write_noise(tmp_path, "jpg", (12, 32, 32), classes=2), *range(12))
+    with pytest.raises(FailureError, match="every image of an epoch is damaged"):
+        train(recipe(tmp_path, tmp_path / "run", **{"data.on_error": "skip"}))
+
+
 def test_checkpoints_come_when_due_at_each_best_and_at_the_end(
     sample_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +323,9 @@ def test_resuming_refuses_another_recipe_another_file_and_no_run(
     (run / "config.yaml").write_text(text.replace("normalize: mean_std", "normalize: imagenet"))
     other = {"run.resume": str(run), "data.train": str(sample_folder / "val.beton")}
     with pytest.raises(FailureError, match="not the file this run began with"):
+        jobs.resume(str(run), other)
+    other = {"run.resume": str(run), "data.val": str(sample_folder / "train.beton")}
+    with pytest.raises(FailureError, match=r"train\.beton is not the file this run began with"):
         jobs.resume(str(run), other)
     with pytest.raises(UsageError, match="no run there"):
         jobs.resume(str(tmp_path), {"run.resume": str(tmp_path)})

@@ -96,8 +96,9 @@ def map_nearest(
     """Each pixel of the result is the nearest one of where `matrix` leads; outside it is `fill`.
 
     float32, as torchvision's affine_image: a place half-way between two pixels may go to the other
-    one than there. With AutoAugment's, RandAugment's and TrivialAugmentWide's magnitudes that is up
-    to 1.2 % of the pixels in shears of 224 x 224 images, and none in 32 x 32 ones or other maps.
+    one than there. With AutoAugment's, RandAugment's and TrivialAugmentWide's magnitudes, of images
+    of 96 to 640 pixels, that is up to 1.5 % of the pixels in shears and 0.03 % in rotations;
+    none in images of 32 or 128 pixels, nor in other maps.
     """
     height, width = source.shape[0], source.shape[1]
     half_x, half_y = F32(0.5 * width), F32(0.5 * height)

@@ -22,7 +22,8 @@ def conventional_view(name: str) -> dict[str, Any]:
     Returns:
         "convention": whose it is; "view": resolution in pixels, center_ratio and filter, by the
         names of the section `data`; "normalize": mean and std (3, 1, 1), of pixels from 0 to 1. Of
-        timm/NAME they are timm's own of that name; of a name without a tag, of its default weights.
+        timm/NAME they are timm's own of that name, as its validate.py has them; of a name without a
+        tag, of its default weights.
 
     Raises:
         UsageError: no such network.
@@ -35,11 +36,12 @@ def conventional_view(name: str) -> dict[str, Any]:
             "normalize": _per_channel(IMAGENET_MEAN, IMAGENET_STD),
         }
     timms: Any = get_pretrained_cfg(timm_architecture(name))
+    crop = timms.crop_mode
     return {
-        "convention": "timm's",
+        "convention": "timm's" if crop == "center" else f"timm's (but for its crop, {crop}),",
         "view": {
-            "resolution": timms.input_size[1],
-            "center_ratio": timms.crop_pct,
+            "resolution": (timms.test_input_size or timms.input_size)[1],
+            "center_ratio": timms.test_crop_pct or timms.crop_pct,
             "filter": "triangle" if timms.interpolation == "bilinear" else "cubic",
         },
         "normalize": _per_channel(timms.mean, timms.std),

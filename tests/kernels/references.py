@@ -7,6 +7,13 @@ from benchmarks.references import Taps, resample
 __all__ = ["Taps", "resample"]
 
 
+def assert_one_distribution(a: np.ndarray, b: np.ndarray) -> None:
+    """Two samples: no gap between the shares of them up to a value (Kolmogorov and Smirnov)."""
+    values = np.union1d(a, b)
+    shares = [np.searchsorted(np.sort(x), values, "right") / len(x) for x in (a, b)]
+    assert np.abs(shares[0] - shares[1]).max() < 2.0 * (1 / len(a) + 1 / len(b)) ** 0.5
+
+
 def upsample(plane: np.ndarray, size: int, axis: int) -> np.ndarray:
     """libjpeg's "fancy" upsampling of one axis to `size` samples, unrounded."""
     plane = np.moveaxis(plane.astype(np.float64), axis, 0)

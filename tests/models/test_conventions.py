@@ -4,6 +4,7 @@ code says of them."""
 import pytest
 import timm
 import timm.data
+import torch
 import torchvision
 from torchvision.transforms import InterpolationMode
 
@@ -27,11 +28,17 @@ def test_torchvisions_weights_are_seen_as_torchvision_shows_images(name: str) ->
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet18", "resnet18.tv_in1k", "resnet50.a1_in1k", "vit_tiny_patch16_224", "inception_v3"],
+    [
+        *("resnet18", "resnet18.tv_in1k", "resnet50.a1_in1k", "vit_tiny_patch16_224"),
+        *("inception_v3", "tf_efficientnet_b0", "coatnet_rmlp_2_rw_384.sw_in12k_ft_in1k"),
+    ],
 )
 def test_timms_weights_are_seen_as_timm_says(name: str) -> None:
-    said = timm.data.resolve_model_data_config(timm.create_model(name))
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    said = timm.data.resolve_model_data_config(model, use_test_size=True)  # as validate.py
     found = conventional_view(f"timm/{name}")
+    assert ("its crop, " in found["convention"]) == (said["crop_mode"] != "center")
     view, normalize = found["view"], found["normalize"]
     assert (view["resolution"],) * 2 == said["input_size"][1:]
     assert view["center_ratio"] == said["crop_pct"]
