@@ -63,6 +63,8 @@ def test_values_are_read_in_their_type(name: str, value: object, expected: objec
         ("lr.base", -0.1),
         ("lr.base", "fast"),
         ("lr.milestones", "0.5,2"),
+        ("lr.cycles", 101),
+        ("data.min_area", 0),
         ("lr.milestones", 0.5),
         ("training.optimizer", "SGD"),
         ("data.train", 5),
@@ -146,6 +148,14 @@ def test_a_square_larger_than_the_images_is_refused() -> None:
     assert build(augment__cutout=32, data__resolution=32).augment.cutout == 32
     with pytest.raises(UsageError, match=r"cutout=33 is larger than the images, .*resolution=32"):
         build(augment__cutout=33, data__resolution=32)
+
+
+@pytest.mark.parametrize("crop", ["pad", "scale"])
+def test_images_grow_where_the_window_is_resized(crop: str) -> None:
+    with pytest.raises(
+        UsageError, match=rf"shows images smaller, which data\.crop={crop} does not"
+    ):
+        build(**{"data.start_resolution": 16, "data.crop": crop})
 
 
 def test_nesterov_wants_momentum() -> None:

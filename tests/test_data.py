@@ -348,6 +348,13 @@ def test_a_picture_is_read_as_a_test_image(tmp_path: Path, monkeypatch: pytest.M
     np.testing.assert_array_equal(
         read_picture(tmp_path / "x.png", CenterCrop((5, 5), 0.5)), pixels[2:7, 5:10]
     )
+    turned = Image.fromarray(pixels)
+    turned.getexif()[0x0112] = 6  # of a camera that was held upright
+    turned.save(tmp_path / "turned.png", exif=turned.getexif())
+    np.testing.assert_array_equal(
+        read_picture(tmp_path / "turned.png", CenterCrop((10, 10), 1.0)),
+        np.rot90(pixels, -1)[3:13],
+    )
     (tmp_path / "x.txt").write_text("no picture")
     with pytest.raises(FailureError, match=r"missing\.png cannot be read: No such file[^/]*$"):
         read_picture(tmp_path / "missing.png", CenterCrop((10, 10), 1.0))

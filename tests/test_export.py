@@ -104,9 +104,12 @@ def test_onnxruntime_says_what_the_network_says_of_uint8_images(
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_safetensors_hold_all_that_a_checkpoint_says(tmp_path: Path) -> None:
+def test_safetensors_hold_all_that_a_checkpoint_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     weights = checkpoint_of(settled("resnet20", shortcut="B"), tmp_path / "last")
     result = run_export(weights, tmp_path / "x.safetensors")
+    assert "32 of 37 pixels" in capsys.readouterr().err
     run_export(weights, tmp_path / "y.safetensors")
     assert (tmp_path / "y.safetensors").read_bytes() == (tmp_path / "x.safetensors").read_bytes()
     assert result["mean"] == pytest.approx([0.4, 0.5, 0.6])
@@ -117,6 +120,10 @@ def test_safetensors_hold_all_that_a_checkpoint_says(tmp_path: Path) -> None:
     for part in ("model", "normalize"):
         assert found[part].keys() == expected[part].keys()
         assert all(torch.equal(found[part][n], expected[part][n]) for n in found[part])
+    arguments = [f"--model.weights={weights}", "--export", str(tmp_path / "z.safetensors")]
+    train.main([*arguments, "--test.resolution=40"])
+    assert "40 of 46 pixels" in capsys.readouterr().err
+    assert read_weights(tmp_path / "z.safetensors")["view"]["resolution"] == 40
 
 
 def test_a_network_that_onnxruntime_takes_for_another_is_not_written(

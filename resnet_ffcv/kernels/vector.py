@@ -273,13 +273,6 @@ def store(address: Scalar, vector: Vector) -> None:
     builder.store(vector.value, pointer, align=1)
 
 
-def store_integer(address: Scalar, scalar: Scalar, element: ir.IntType) -> None:
-    """The scalar's lower bits."""
-    builder = address.builder
-    pointer = builder.inttoptr(address.value, element.as_pointer())
-    builder.store(builder.trunc(scalar.value, element), pointer, align=1)
-
-
 def load_integer(address: Scalar, element: ir.IntType) -> Scalar:
     """A signed integer of the element's width."""
     builder = address.builder

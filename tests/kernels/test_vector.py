@@ -93,9 +93,8 @@ def test_masks_sums_and_signs() -> None:
     def body(a: Scalar, out: Scalar) -> None:
         x = load(a, I16, 32)
         bits = x.signs()
-        vector.store_integer(out, bits, I32)
-        vector.store_integer(out + 4, x.is_not(0), I32)
-        vector.store_integer(out + 8, (x.clip(-99, 99)).sum(), I32)
+        for place, word in enumerate((bits, x.is_not(0), x.clip(-99, 99).sum())):
+            store(out + 4 * place, broadcast(word, I32, 1))
         store(out + 12, zeros(a, I16, 32).add_where(mask_lanes(bits, 32), 7))
 
     a = np.where(rng.random(32) < 0.3, 0, rng.integers(-99, 99, 32)).astype(np.int16)
