@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 import torch
@@ -198,7 +198,8 @@ def describe(name: str, group: Sequence[FinishedRun]) -> tuple[str, ...]:
     paper = first.papers_error
     top1 = [run.result["top1"] for run in group]
     minutes = [sum(record["seconds"] for record in run.records) / 60 for run in group]
-    rates = [run.result["images_per_s"] for run in group]
+    # Of an epoch in the middle, since a run may have stood still in one.
+    rates = [median(record["images_per_s"] for record in run.records) for run in group]
     places = [place for run in group for place in run.environments]
     commits = sorted({_short_commit(place["commit"]) for place in places})
     return (

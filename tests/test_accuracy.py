@@ -51,13 +51,13 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         (folder / "environment.json").write_text(json.dumps(environment))
         records = [
             {"epoch": number, "train_top1": 50.0, "val_top1": value, "seconds": 90.0,
-             "images": images[0]}
+             "images": images[0], "images_per_s": number * 500.0 + seed}
             for number, value in enumerate(top1, 1)
         ]  # fmt: skip
         (folder / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
         result = {
             "top1": top1[-1], "protocol": protocol, "images": images[1], "epochs": len(top1),
-            "images_per_s": 1000.0 + seed, "parameters": 269_722,
+            "images_per_s": 1.0, "parameters": 269_722,
         }  # fmt: skip
         (folder / "result.json").write_text(json.dumps(result))
         return folder
