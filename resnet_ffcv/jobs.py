@@ -354,7 +354,7 @@ def _read_weights(config: TrainConfig) -> dict[str, Any]:
     if config.model.pretrained_head == "new":
         raise UsageError("model.pretrained_head=new is to train with: it has learned nothing yet")
     weights = read_weights(config.model.weights)
-    if "view" in weights:
+    if {"view", "normalize"} <= weights.keys():
         return weights
     name = weights["spec"]["name"] if "spec" in weights else config.model.name
     return {**conventional_view(name), **weights}

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from timm.models import get_pretrained_cfg
+from timm.models import PretrainedCfg, create_model, get_pretrained_cfg
 
 from resnet_ffcv.models.resnet import is_cifar_model, timm_architecture
 
@@ -35,7 +35,11 @@ def conventional_view(name: str) -> dict[str, Any]:
             "view": AKAMASTER if cifar else TORCHVISION,
             "normalize": _per_channel(IMAGENET_MEAN, IMAGENET_STD),
         }
-    timms: Any = get_pretrained_cfg(timm_architecture(name))
+    architecture = timm_architecture(name)
+    timms: Any = get_pretrained_cfg(architecture)
+    if timms is None:  # a name from before, for which timm makes another's network
+        with torch.device("meta"):
+            timms = PretrainedCfg(**create_model(architecture).pretrained_cfg)
     crop = timms.crop_mode
     return {
         "convention": "timm's" if crop == "center" else f"timm's (but for its crop, {crop}),",

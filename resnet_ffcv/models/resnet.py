@@ -320,12 +320,15 @@ def timm_architecture(name: str) -> str:
         UsageError: timm has none such.
     """
     architecture = name.removeprefix("timm/")
-    base, dot, _ = architecture.partition(".")
-    known = timm.list_pretrained(f"{base}.*") if timm.is_model(base) and dot else timm.list_models()
-    if architecture not in known:
-        near = difflib.get_close_matches(architecture, known, n=1, cutoff=0)[0]
-        raise UsageError(f"model.name={name}: timm has no such model; the nearest is timm/{near}")
-    return architecture
+    known = timm.list_models()
+    try:
+        if timm.is_model(architecture):
+            timm.models.get_pretrained_cfg(architecture)  # raises where the tag is unknown
+            return architecture
+    except RuntimeError:
+        known = timm.list_pretrained(f"{architecture.partition('.')[0]}.*") or known
+    near = difflib.get_close_matches(architecture, known, n=1, cutoff=0)[0]
+    raise UsageError(f"model.name={name}: timm has no such model; the nearest is timm/{near}")
 
 
 def _build_timm(

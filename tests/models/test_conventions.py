@@ -31,6 +31,7 @@ def test_torchvisions_weights_are_seen_as_torchvision_shows_images(name: str) ->
     [
         *("resnet18", "resnet18.tv_in1k", "resnet50.a1_in1k", "vit_tiny_patch16_224"),
         *("inception_v3", "tf_efficientnet_b0", "coatnet_rmlp_2_rw_384.sw_in12k_ft_in1k"),
+        *("tv_resnet34", "resnet50_mlp.untrained"),
     ],
 )
 def test_timms_weights_are_seen_as_timm_says(name: str) -> None:
