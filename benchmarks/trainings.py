@@ -5,7 +5,7 @@
 Writes the files that are missing from the two folders of images (train/ and test/ or val/, a folder
 for each class), then runs what is not finished, into --folder. `benchmarks.accuracy` makes the
 table. --only NAME runs those whose name begins so. All of them take a day or more of two cores.
-Further options go to train.py, such as --data.num_workers=1; a run that goes on takes but a few.
+Further options go to train.py, such as --data.num_workers=1; a run keeps those it began with.
 """
 
 import subprocess

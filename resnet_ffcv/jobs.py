@@ -44,7 +44,7 @@ from resnet_ffcv.training import (
     seed_generators,
 )
 
-OTHER_CLASSES = "the model has the classes of data.val; give a file of those that it learned"
+OTHER_CLASSES = "the classes are those of data.val, or where it is not given ImageNet's 1,000"
 DIVERGED = "weights of a run that diverged"
 
 Given = dict[str, Any]  # the keys that a file or the command line set
@@ -75,13 +75,16 @@ def resume(folder: str, given: Given) -> dict[str, Any]:
     file = Path(folder) / "config.yaml"
     if not file.exists():
         raise UsageError(f"run.resume={folder}: no run there (it has no config.yaml)")
-    changed = [name for name in given if name not in RESUME_MAY_CHANGE]
-    if changed:
-        raise UsageError(
-            f"run.resume goes on with the run's own configuration; {changed[0]} cannot change"
-        )
-    layers = [*configuration.read_yaml(file), ("command line", given)]
-    config = configuration.build(TrainConfig, layers)
+    own = configuration.read_yaml(file)
+    config = configuration.build(TrainConfig, [*own, ("command line", given)])
+    before = configuration.to_dict(configuration.build(TrainConfig, own))
+    for section, keys in configuration.to_dict(config).items():
+        for name, value in keys.items():
+            if value != before[section][name] and f"{section}.{name}" not in RESUME_MAY_CHANGE:
+                raise UsageError(
+                    "run.resume goes on with the run's own configuration; "
+                    f"{section}.{name} cannot change"
+                )
     device = pick_device(config.training)
     run, checkpoint = Run.reopen(Path(folder), device)
     if checkpoint:  # it replaces the weights that the run began with, which may be gone

@@ -85,7 +85,8 @@ class Trainer:
 
         Raises:
             FailureError: a loss that is not finite, in training or validation; the message names
-                the step, and nothing from there on is kept. Or every image of an epoch is damaged.
+                the step, and nothing from there on is kept. Or every image up to an epoch's end, or
+                the run's, is damaged.
         """
         tested = None
         while self.step < self.total_steps and not self._stopped_early():
@@ -150,7 +151,10 @@ class Trainer:
                     break
         self.step = end
         if not meter.seen:
-            raise FailureError(f"{self.config.data.train}: every image of an epoch is damaged")
+            raise FailureError(
+                f"{self.config.data.train}: every image of steps {begin + done} to {end - 1} is "
+                "damaged"
+            )
         self._look(meter)  # waits for the device, so the clock stops when the work is done
         self.clock.stop()
         self.meter = None
@@ -161,7 +165,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         inputs, targets = self.data.normalize(images), labels
-        if self.step == 0:
+        if not meter.seen and self.step < self.steps_per_epoch:  # the run's first that is whole
             self._draw_batch(inputs, labels)
         smoothing = self.config.training.label_smoothing
         if self.mix is not None:

@@ -158,7 +158,7 @@ def test_what_does_not_fit_a_checkpoint_is_one_line(
             train.main([f"--model.weights={last}", "--model.pretrained_head=new", *arguments])
     state = build_model("resnet14", 3, shortcut="B").state_dict()
     torch.save(state, tmp_path / "three.pt")
-    with pytest.raises(FailureError, match="the model has the classes of") as caught:
+    with pytest.raises(FailureError, match="the classes are those of data") as caught:
         evaluate(tmp_path / "three.pt", val, "--model.name=resnet14", "--model.shortcut=B")
     assert "pretrained_head" not in str(caught.value)
 

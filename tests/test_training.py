@@ -276,7 +276,7 @@ def test_a_batch_that_is_damaged_as_a_whole_is_a_step_that_changes_nothing(
 
 def test_an_epoch_without_a_whole_image_is_an_error(tmp_path: Path) -> None:
     spoil(write_noise(tmp_path, "jpg", (12, 32, 32), classes=2), *range(12))
-    with pytest.raises(FailureError, match="every image of an epoch is damaged"):
+    with pytest.raises(FailureError, match="every image of steps 0 to 0 is damaged"):
         train(recipe(tmp_path, tmp_path / "run", **{"data.on_error": "skip"}))
 
 

@@ -1,5 +1,6 @@
 """How images are shown to weights that do not say it themselves."""
 
+import math
 from typing import Any
 
 import torch
@@ -40,12 +41,13 @@ def conventional_view(name: str) -> dict[str, Any]:
     if timms is None:  # a name from before, for which timm makes another's network
         with torch.device("meta"):
             timms = PretrainedCfg(**create_model(architecture).pretrained_cfg)
-    crop = timms.crop_mode
+    crop, side = timms.crop_mode, (timms.test_input_size or timms.input_size)[1]
+    crop_pct = timms.test_crop_pct or timms.crop_pct
     return {
         "convention": "timm's" if crop == "center" else f"timm's (but for its crop, {crop}),",
         "view": {
-            "resolution": (timms.test_input_size or timms.input_size)[1],
-            "center_ratio": timms.test_crop_pct or timms.crop_pct,
+            "resolution": side,
+            "center_ratio": min(1.0, side / math.floor(side / crop_pct)),  # timm rounds down
             "filter": "triangle" if timms.interpolation == "bilinear" else "cubic",
         },
         "normalize": _per_channel(timms.mean, timms.std),
