@@ -411,7 +411,7 @@ def read_picture(path: Path, window: decoders.ImageDecoder) -> np.ndarray:
         reason = getattr(error, "strerror", None) or error  # without the path once more
         raise FailureError(f"picture {path} cannot be read: {reason}") from error
     if damaged:
-        raise FailureError(f"picture {path} is damaged: libjpeg can decode only a part of it")
+        raise FailureError(f"picture {path} is damaged, says libjpeg; give a whole one")
     return window.show(to_rgb(pixels))
 
 
