@@ -58,6 +58,7 @@ RESUME_MAY_CHANGE = (
     "data.val",
     "data.num_workers",
     "training.device",
+    "training.precision",
 )
 
 
@@ -86,7 +87,8 @@ def resume(folder: str, given: Given) -> dict[str, Any]:
                     f"{section}.{name} cannot change"
                 )
     device = pick_device(config.training)
-    run, checkpoint = Run.reopen(Path(folder), device)
+    config = pick_precision(config, device)
+    run, checkpoint = Run.reopen(Path(folder), device, config.training.precision)
     if checkpoint:  # it replaces the weights that the run began with, which may be gone
         began = replace(config.model, weights=None, pretrained_head="keep")
         config = replace(config, model=began)
@@ -189,16 +191,21 @@ def pick_device(config: TrainingConfig) -> torch.device:
 def pick_precision(config: TrainConfig, device: torch.device) -> TrainConfig:
     """The configuration with the type that training.precision=auto means on `device`.
 
-    A processor without bf16 computes in it several times slower than in fp32.
+    A processor without bf16 emulates it, ten times slower than fp32: one that is told to is told so.
     """
-    if config.training.precision != "auto":
+    asked = config.training.precision
+    if asked not in ("auto", "bf16"):
         return config
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         found = torch.cpu.get_capabilities()
         has_bf16 = any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    precision = "bf16" if has_bf16 else "fp32"
+    if asked == "bf16" and not has_bf16:
+        commandline.console.print(
+            "warning: bf16 is emulated here, at a fraction of the speed of training.precision=fp32"
+        )
+    precision = "bf16" if has_bf16 or asked == "bf16" else "fp32"
     return replace(config, training=replace(config.training, precision=precision))
 
 

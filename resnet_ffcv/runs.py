@@ -58,7 +58,8 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             if not config.run.folder:
                 folder = _make_fresh_folder(folder, config.model.name)
-            write_environment(folder, describe_environment(device))
+            precision = config.training.precision
+            write_environment(folder, {**describe_environment(device), "precision": precision})
             write_whole(
                 folder / "config.yaml",
                 lambda file: file.write(configuration.to_yaml(config).encode()),
@@ -68,15 +69,18 @@ class Run:
             raise FailureError(f"run folder {folder}: {error.strerror}") from error
 
     @classmethod
-    def reopen(cls, folder: Path, device: torch.device) -> tuple["Run", dict[str, Any] | None]:
+    def reopen(
+        cls, folder: Path, device: torch.device, precision: str
+    ) -> tuple["Run", dict[str, Any] | None]:
         """(the run, its last checkpoint); log and best checkpoint become those of that epoch.
 
         The checkpoint is None where the run was stopped before its first: it begins anew. It may go
-        on on another machine or commit: environment.json says from which step on.
+        on on another machine, commit or precision: environment.json says from which step on.
         """
         path = folder / "checkpoints" / "last"
         checkpoint = read_checkpoint(path) if path.exists() else None
-        add_environment(folder, device, step=checkpoint["step"] if checkpoint else 0)
+        step = checkpoint["step"] if checkpoint else 0
+        add_environment(folder, {**describe_environment(device), "precision": precision}, step)
         run = cls(folder, checkpoint["records"] if checkpoint else [])
         if checkpoint and checkpoint.get("meter") is None and last_is_best(run.records):
             # It stands at the end of the best epoch, and was perhaps killed before it said so.
@@ -195,8 +199,12 @@ def write_environment(folder: Path, environment: dict[str, Any]) -> None:
     write_whole(folder / "environment.json", lambda file: file.write(content))
 
 
-def add_environment(folder: Path, device: torch.device, step: int) -> None:
+def add_environment(folder: Path, here: dict[str, Any], step: int) -> None:
     """Notes in environment.json, as `resumed`, where a run goes on, if that is another place.
+
+    Args:
+        here: what `describe_environment` says, and the precision.
+        step: the one that it goes on from.
 
     Raises:
         FailureError: the file is missing or damaged.
@@ -208,7 +216,6 @@ def add_environment(folder: Path, device: torch.device, step: int) -> None:
     except (OSError, ValueError, AttributeError) as error:
         raise FailureError(f"{path} cannot be read: {error}") from error
     last = {**first, **(resumed[-1] if resumed else {})}
-    here = describe_environment(device)
     if any(last.get(name) != value for name, value in here.items()):
         resumed.append({"step": step, **here})
         write_environment(folder, first)

@@ -295,7 +295,8 @@ class Trainer:
         if self.average is not None:
             self.model.load_state_dict(state["trained"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # a run that goes on in fp16 from another precision has had none
+            self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         if state.get("meter"):
             self.meter = Meter(self.device)

@@ -398,12 +398,17 @@ def test_cuda_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     [("avx512_bf16", "auto", "bf16"), ("avx512_f", "auto", "fp32"), ("avx2", "bf16", "bf16")],
 )
 def test_bf16_is_taken_where_the_processor_has_it(
-    monkeypatch: pytest.MonkeyPatch, has: str, asked: str, expected: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    has: str,
+    asked: str,
+    expected: str,
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {has: True, "amx_bf16": False})
     config = TrainConfig(training=TrainingConfig(precision=asked))
     picked = jobs.pick_precision(config, torch.device("cpu"))
     assert picked.training.precision == expected
+    assert ("emulated" in capsys.readouterr().err) == (has == "avx2")
 
 
 def test_weights_that_are_not_numbers_name_no_class(

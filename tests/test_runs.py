@@ -10,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from resnet_ffcv import runs
-from resnet_ffcv.config import RunConfig, TrainConfig
+from resnet_ffcv.config import RunConfig, TrainConfig, TrainingConfig
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.models import build_model
 from resnet_ffcv.runs import Run
@@ -29,7 +29,10 @@ def checkpoint(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def create(folder: Path) -> Run:
-    return Run.create(TrainConfig(run=RunConfig(folder=str(folder))), CPU)
+    return Run.create(
+        TrainConfig(run=RunConfig(folder=str(folder)), training=TrainingConfig(precision="fp32")),
+        CPU,
+    )
 
 
 def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
@@ -70,7 +73,7 @@ def test_tensorboard_shows_the_log_and_nothing_that_a_resume_discarded(
     run.tensorboard.flush()  # then it is killed
     assert scalars(run.folder, "val_top1") == [(10, 10.0), (20, 20.0), (30, 30.0)]
 
-    again, _ = Run.reopen(run.folder, CPU)
+    again, _ = Run.reopen(run.folder, CPU, "fp32")
     assert again.records == records[:kept]
     again.log(record(kept + 1, 7.0))
     again.finish({})
@@ -84,7 +87,7 @@ def test_resuming_a_finished_run_leaves_tensorboards_folder_as_it_is(tmp_path: P
     run.save_checkpoint("last", checkpoint(run.records))
     run.finish({})
     before = list((run.folder / "tensorboard").iterdir())
-    Run.reopen(run.folder, CPU)[0].finish({})
+    Run.reopen(run.folder, CPU, "fp32")[0].finish({})
     assert list((run.folder / "tensorboard").iterdir()) == before
 
 
@@ -92,11 +95,11 @@ def test_a_best_checkpoint_that_a_kill_left_out_is_written_by_the_resume(tmp_pat
     run, records = create(tmp_path / "run"), [record(1, 10.0), record(2, 20.0)]
     run.save_checkpoint("best", checkpoint(records[:1]))
     run.save_checkpoint("last", checkpoint(records))  # the best, but killed before it is said
-    Run.reopen(run.folder, CPU)
+    Run.reopen(run.folder, CPU, "fp32")
     best = run.folder / "checkpoints" / "best"
     assert runs.read_checkpoint(best)["step"] == 20
     run.save_checkpoint("last", checkpoint([*records, record(3, 15.0)]))
-    Run.reopen(run.folder, CPU)
+    Run.reopen(run.folder, CPU, "fp32")
     assert runs.read_checkpoint(best)["step"] == 20
 
 
@@ -106,18 +109,21 @@ def test_another_place_that_a_run_goes_on_in_is_noted(
     run = create(tmp_path / "run")
     first = json.loads((run.folder / "environment.json").read_text())
     run.save_checkpoint("last", checkpoint([record(1, 10.0)]))
-    Run.reopen(run.folder, CPU)
+    Run.reopen(run.folder, CPU, "fp32")
     assert json.loads((run.folder / "environment.json").read_text()) == first
     monkeypatch.setattr(runs, "_commit", lambda: "f" * 40 + "-dirty")
     for _ in range(2):  # the second finds itself where it was
-        Run.reopen(run.folder, CPU)
+        Run.reopen(run.folder, CPU, "fp32")
     found = json.loads((run.folder / "environment.json").read_text())
     (resumed,) = found.pop("resumed")
     assert found == first
     assert resumed == {"step": 10, **first, "commit": "f" * 40 + "-dirty"}
+    Run.reopen(run.folder, CPU, "bf16")
+    found = json.loads((run.folder / "environment.json").read_text())
+    assert found["resumed"] == [resumed, {**resumed, "precision": "bf16"}]
     (run.folder / "environment.json").write_text("[")
     with pytest.raises(FailureError, match=r"environment\.json cannot be read"):
-        Run.reopen(run.folder, CPU)
+        Run.reopen(run.folder, CPU, "fp32")
 
 
 @pytest.mark.parametrize("name", ["$5_^$", "a$b", "[red]x", "{\\frac", "100%"])
