@@ -89,6 +89,12 @@ class Data:
     fingerprint: str  # sha256 of the training file: a run goes on with the files it began with
     val_fingerprint: str  # of data.val
 
+    @property
+    def smallest_batch(self) -> int:
+        """Images of an epoch's last batch, or where that is a whole one of each."""
+        batch_size = self.train.batch_size
+        return len(self.train.indices) % batch_size or batch_size
+
 
 @dataclass(frozen=True)
 class File:

@@ -103,9 +103,7 @@ def _prepare(
     data = load_data(config.data, config.test, config.training.seed, device, config.augment)
     _check_start(config.model, data.classes)
     model = build_network(config, len(data.classes), device)
-    batch_size, images = data.train.batch_size, len(data.train.indices)
-    smallest = 1 if config.data.on_error == "skip" else images % batch_size or batch_size
-    _check_fit(config, model, device, smallest_batch=smallest)
+    _check_fit(config, model, device, smallest_batch=data.smallest_batch)
     return data, model, build_optimizer(model, config.training)
 
 
@@ -169,7 +167,7 @@ def _try_size(
         with torch.inference_mode():
             copy.deepcopy(model).train()(torch.zeros(images, 3, side, side, device=device)).float()
     except Exception as error:  # each network has its own
-        one = ", or data.batch_size or data.on_error, for batches of more" if images == 1 else ""
+        one = ", or data.batch_size, for batches of more" if images == 1 else ""
         raise UsageError(
             f"model.name={name} does not take {images} x {side} x {side} pixels "
             f"({error}); change it, or {key}{one}"
@@ -191,7 +189,7 @@ def pick_device(config: TrainingConfig) -> torch.device:
 def pick_precision(config: TrainConfig, device: torch.device) -> TrainConfig:
     """The configuration with the type that training.precision=auto means on `device`.
 
-    A processor without bf16 emulates it, ten times slower than fp32: one that is told to is told so.
+    A processor without bf16 emulates it, several times slower than fp32, which is then said.
     """
     asked = config.training.precision
     if asked not in ("auto", "bf16"):

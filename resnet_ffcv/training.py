@@ -119,8 +119,9 @@ class Trainer:
     def _train_epoch(self, epoch: int) -> Counts:
         """Trains to the end of the epoch, or of the recipe; from its middle after a resume.
 
-        A batch that is damaged as a whole is a step that changes nothing: each batch has the step
-        that it would have without the damage, and a run that is resumed has the same.
+        A batch that is damaged as a whole, or up to one image where the network is sure of two
+        only (BatchNorm), is a step that changes nothing: each batch has the step that it would have
+        without the damage, and a run that is resumed has the same.
         """
         done, batch_size = self.step % self.steps_per_epoch, self.config.data.batch_size
         begin = self.step - done
@@ -141,6 +142,8 @@ class Trainer:
                 self.step = begin + (samples - 1) // batch_size  # of this batch
                 if self.step >= end:
                     break
+                if len(labels) < min(2, self.data.smallest_batch):
+                    continue
                 self._train_step(images, labels, meter)
                 self.display.advance(len(labels))
                 if time.monotonic() - looked > SECONDS_BETWEEN_LOOKS:
@@ -152,8 +155,8 @@ class Trainer:
         self.step = end
         if not meter.seen:
             raise FailureError(
-                f"{self.config.data.train}: every image of steps {begin + done} to {end - 1} is "
-                "damaged"
+                f"{self.config.data.train}: damage leaves no image to learn from in steps "
+                f"{begin + done} to {end - 1}"
             )
         self._look(meter)  # waits for the device, so the clock stops when the work is done
         self.clock.stop()

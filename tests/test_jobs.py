@@ -334,7 +334,7 @@ def test_a_new_head_takes_weights_of_other_classes(tmp_path: Path) -> None:
         (  # 64 = 3 * 21 + 1, and a ResNet-18 has one place at the end of 32 x 32 pixels
             ["--model.name=resnet18", "--data.batch_size=21"],
             UsageError,
-            r"1 x 32 x 32 pixels .*data\.batch_size or data\.on_error, for batches of more$",
+            r"1 x 32 x 32 pixels .*data\.batch_size, for batches of more$",
         ),
         (["--training.nesterov=true", "--training.momentum=0"], UsageError, "(?i)nesterov"),
         (["--training.optimizer=adamw", "--training.momentum=1"], UsageError, "momentum|adamw"),

@@ -6,6 +6,7 @@ named as in torchvision, so that its state dicts load as they are.
 
 import difflib
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +17,9 @@ from timm.layers import BlurPool2d
 from torch import Tensor, nn
 
 from resnet_ffcv.errors import UsageError
+
+# timm's names from before are as good as its new ones.
+warnings.filterwarnings("ignore", "Mapping deprecated model name", UserWarning)
 
 
 class ZeroShortcut(nn.Module):
