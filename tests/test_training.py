@@ -326,6 +326,32 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(
     assert len(records(run)) == 2
 
 
+def test_a_run_may_go_on_in_another_precision_and_says_from_where(
+    sample_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, save = tmp_path / "run", Run.save_checkpoint
+
+    def save_and_be_killed(self: Run, name: str, checkpoint: dict[str, Any]) -> None:
+        save(self, name, checkpoint)
+        raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save_checkpoint", save_and_be_killed)
+        with pytest.raises(InterruptedError):
+            train(recipe(sample_folder, run))
+    used: list[str] = []
+    autocast = training.autocast
+    monkeypatch.setattr(
+        training, "autocast", lambda device, kind: used.append(kind) or autocast(device, kind)
+    )
+    jobs.resume(str(run), {"run.resume": str(run), "training.precision": "bf16"})
+    assert used == ["bf16"] * 2  # the second epoch's steps
+    assert len(records(run)) == 2
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["precision"] == "fp32"
+    assert [(e["step"], e["precision"]) for e in environment["resumed"]] == [(2, "bf16")]
+
+
 def test_resuming_refuses_another_recipe_another_file_and_no_run(
     sample_folder: Path, tmp_path: Path
 ) -> None:
