@@ -438,8 +438,8 @@ class RunConfig:
     folder: str | None = key(None, "made new; null: runs/<model>-<time>")
     resume: str | None = key(
         None,
-        "folder of a run that was stopped; goes on with that run's own configuration; files' places, "
-        "threads, device, precision and the times of checkpoints may be others",
+        "folder of a run that was stopped; goes on with that run's own configuration; places of "
+        "files, threads, device, precision and the times of checkpoints may be others",
     )
     eval_only: bool = key(False, "test model.weights on data.val, train nothing")
     checkpoint_every: int = key(1, "epochs between checkpoints; the last is always kept", low=1)
