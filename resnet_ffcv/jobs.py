@@ -199,11 +199,13 @@ def pick_precision(config: TrainConfig, device: torch.device) -> TrainConfig:
     else:
         found = torch.cpu.get_capabilities()
         has_bf16 = any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    if asked == "bf16" and not has_bf16:
-        commandline.console.print(
-            "warning: bf16 is emulated here, at a fraction of the speed of training.precision=fp32"
-        )
-    precision = "bf16" if has_bf16 or asked == "bf16" else "fp32"
+    if asked == "bf16":
+        if not has_bf16:
+            console.print(
+                "warning: bf16 is emulated here, at a fraction of training.precision=fp32's speed"
+            )
+        return config
+    precision = "bf16" if has_bf16 else "fp32"
     return replace(config, training=replace(config.training, precision=precision))
 
 
