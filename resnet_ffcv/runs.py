@@ -202,6 +202,8 @@ def write_environment(folder: Path, environment: dict[str, Any]) -> None:
 def add_environment(folder: Path, here: dict[str, Any], step: int) -> None:
     """Notes in environment.json, as `resumed`, where a run goes on, if that is another place.
 
+    Places whose steps are all made again from here have made none of the run, and leave the list.
+
     Args:
         here: what `describe_environment` says, and the precision.
         step: the one that it goes on from.
@@ -212,13 +214,15 @@ def add_environment(folder: Path, here: dict[str, Any], step: int) -> None:
     path = folder / "environment.json"
     try:
         first = json.loads(path.read_text())
-        resumed = first.setdefault("resumed", [])
-    except (OSError, ValueError, AttributeError) as error:
+        places = first.pop("resumed", [])
+        resumed = [place for place in places if place["step"] < step]
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
         raise FailureError(f"{path} cannot be read: {error}") from error
     last = {**first, **(resumed[-1] if resumed else {})}
     if any(last.get(name) != value for name, value in here.items()):
         resumed.append({"step": step, **here})
-        write_environment(folder, first)
+    if resumed != places:
+        write_environment(folder, {**first, "resumed": resumed} if resumed else first)
 
 
 def _processor() -> str:

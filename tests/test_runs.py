@@ -118,9 +118,11 @@ def test_another_place_that_a_run_goes_on_in_is_noted(
     (resumed,) = found.pop("resumed")
     assert found == first
     assert resumed == {"step": 10, **first, "commit": "f" * 40 + "-dirty"}
-    Run.reopen(run.folder, CPU, "bf16")
+    run.save_checkpoint("last", checkpoint([record(1, 10.0), record(2, 20.0)]))
+    for precision in ("fp16", "bf16"):  # what the first of them made was lost: it leaves the list
+        Run.reopen(run.folder, CPU, precision)
     found = json.loads((run.folder / "environment.json").read_text())
-    assert found["resumed"] == [resumed, {**resumed, "precision": "bf16"}]
+    assert found["resumed"] == [resumed, {**resumed, "step": 20, "precision": "bf16"}]
     (run.folder / "environment.json").write_text("[")
     with pytest.raises(FailureError, match=r"environment\.json cannot be read"):
         Run.reopen(run.folder, CPU, "fp32")
