@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,9 @@ def load_data(
         FailureError: a file that is missing, or files with different classes.
     """
     train_file, test_file = open_file(config.train, "data.train"), open_file(config.val, "data.val")
-    if train_file.manifest.classes != test_file.manifest.classes:
-        raise FailureError(f"{config.train} and {config.val} have different classes")
+    check_same_classes(
+        config.train, train_file.manifest.classes, config.val, test_file.manifest.classes
+    )
     learn, held_out = split_indices(train_file.manifest.samples, config.split, seed)
     val_file, shown = (train_file, held_out) if config.split else (test_file, None)
     val = _view_loader(val_file, config, test, device, indices=shown)
@@ -419,6 +421,16 @@ def read_picture(path: Path, window: decoders.ImageDecoder) -> np.ndarray:
     if damaged:
         raise FailureError(f"picture {path} is damaged, says libjpeg; give a whole one")
     return window.show(to_rgb(pixels))
+
+
+def check_same_classes(first: str, classes: list[str], second: str, others: list[str]) -> None:
+    """Raises FailureError, with the first that differs, unless two files' classes are alike."""
+    for number, (one, other) in enumerate(zip_longest(classes, others, fillvalue="none")):
+        if one != other:
+            raise FailureError(
+                f"{first} and {second} have different classes, {len(classes):,} and "
+                f"{len(others):,}; number {number} is {one} and {other}"
+            )
 
 
 def readable_name(name: str) -> str:

@@ -19,6 +19,7 @@ from resnet_ffcv.data import (
     Data,
     Normalize,
     build_normalize,
+    check_same_classes,
     load_data,
     load_test_data,
     open_file,
@@ -297,8 +298,8 @@ def load_test(
         FailureError: the weights have learned others.
     """
     images, classes = load_test_data(config.data, config.test, device)
-    if weights.get("classes", classes) != classes:
-        raise FailureError(f"{config.model.weights} and {config.data.val} have different classes")
+    learned = weights.get("classes", classes)
+    check_same_classes(str(config.model.weights), learned, config.data.val, classes)
     return images, classes
 
 
@@ -460,7 +461,7 @@ def _how_to_go_on(run: Run) -> str:
 
 
 def _show_result(title: str, result: Given, more: dict[str, str]) -> None:
-    sides = result["sides"] or [result["resolution"]]
+    sides, speed = result["sides"] or [result["resolution"]], result["images_per_s"]
     facts = {
         "parameters": f"{result['parameters']:,}",
         **({} if result["epochs"] is None else {"epochs": f"{result['epochs']:g}"}),
@@ -468,7 +469,7 @@ def _show_result(title: str, result: Given, more: dict[str, str]) -> None:
         "top-5": "-" if result["top5"] is None else f"{result['top5']:.2f} %",
         "test": f"{result['protocol']} at {', '.join(map(str, sides))} pixels",
         "images": f"{result['images']:,}",
-        "images/s": f"{result['images_per_s']:,.0f}",
+        "images/s": f"{speed:,.0f}" if speed > 10 else f"{speed:.1f}",
         **more,
     }
     show_table(title, ("", ""), list(facts.items()))

@@ -21,7 +21,14 @@ from resnet_ffcv.config import (
     TestConfig,
     WriteConfig,
 )
-from resnet_ffcv.data import Normalize, load_data, load_test_data, read_picture, split_indices
+from resnet_ffcv.data import (
+    Normalize,
+    check_same_classes,
+    load_data,
+    load_test_data,
+    read_picture,
+    split_indices,
+)
 from resnet_ffcv.decoders import CenterCrop, ResizedCenterCrop
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.progress import Report
@@ -210,8 +217,10 @@ def change_manifest(path: Path, **changes: object) -> None:
 def test_files_of_different_classes_are_refused(sample_folder: Path, tmp_path: Path) -> None:
     copy_files(sample_folder, tmp_path)
     change_manifest(tmp_path / "val.beton.json", classes=[str(number) for number in range(10)])
-    with pytest.raises(FailureError, match="different classes"):
+    with pytest.raises(FailureError, match="classes, 10 and 10; number 0 is airplane and 0"):
         load_data(recipe(tmp_path), TestConfig(batch_size=8), 0, CPU)
+    with pytest.raises(FailureError, match="a and b have different classes, 2 and 1; number 1 is y and none"):
+        check_same_classes("a", ["x", "y"], "b", ["x"])
 
 
 def test_a_file_whose_tables_are_damaged_is_refused(sample_folder: Path, tmp_path: Path) -> None:
