@@ -14,7 +14,7 @@ from resnet_ffcv.data import Normalize
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.files import write_whole
 from resnet_ffcv.models.resnet import Block, ResNet, ZeroShortcut
-from resnet_ffcv.models.weights import FACTS
+from resnet_ffcv.models.weights import CHECKSUM, FACTS, digest
 
 TOLERANCE = 1e-3  # between our logits and the exported network's, over the largest of them
 
@@ -36,6 +36,7 @@ def write_safetensors(path: Path, model: nn.Module, normalize: Normalize, facts:
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     normal = {name: value.tolist() for name, value in normalize.state_dict().items()}
     known = {"spec": model.spec, "normalize": normal, **facts}
+    known[CHECKSUM] = digest(state, known)
     content = safetensors.torch.save(state, {FACTS: json.dumps(known)})
     write_whole(path, lambda file: file.write(content))
     return "train.py reads it, with --model.weights"

@@ -90,7 +90,9 @@ def resume(folder: str, given: Given) -> dict[str, Any]:
     device = pick_device(config.training)
     config = pick_precision(config, device)
     run, checkpoint = Run.reopen(Path(folder), device, config.training.precision)
-    if checkpoint:  # it replaces the weights that the run began with, which may be gone
+    if checkpoint is None:
+        console.print(f"{folder} has no checkpoint: the run begins anew", soft_wrap=True)
+    else:  # it replaces the weights that the run began with, which may be gone
         began = replace(config.model, weights=None, pretrained_head="keep")
         config = replace(config, model=began)
     trainer_parts = _prepare(config, device)
@@ -244,7 +246,7 @@ def _train(
     }
     run.finish(result)
     _show_result(
-        f"{config.model.name} in {run.folder}",
+        f"{config.model.name} in {run.folder}, on {config.data.val}",
         result,
         {
             "waiting for data": f"{wait_seconds / train_seconds:.1%}",

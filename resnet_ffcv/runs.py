@@ -26,6 +26,7 @@ Record = dict[str, Any]  # one epoch's figures, a line of log.jsonl
 
 PACKAGES = ("resnet-ffcv", "torch", "torchvision", "ffcv", "numba", "numpy", "timm")
 SECONDS_BETWEEN_CURVES = 30.0
+ANOTHER = "put a whole one there, or begin anew, with another run.folder"
 
 
 class Run:
@@ -76,8 +77,14 @@ class Run:
 
         The checkpoint is None where the run was stopped before its first: it begins anew. It may go
         on on another machine, commit or precision: environment.json says from which step on.
+
+        Raises:
+            FailureError: the checkpoint is missing, damaged or of another program.
         """
         path = folder / "checkpoints" / "last"
+        behind = (path.with_name("best"), folder / "result.json")  # they are written behind a last
+        if not path.exists() and any(file.exists() for file in behind):
+            raise FailureError(f"{path}, the run's checkpoint, is missing; {ANOTHER}")
         checkpoint = read_checkpoint(path) if path.exists() else None
         step = checkpoint["step"] if checkpoint else 0
         add_environment(folder, {**describe_environment(device), "precision": precision}, step)
@@ -152,10 +159,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = read_weights(path)
     except FailureError as error:
-        raise FailureError(
-            f"{path}, the run's checkpoint, is damaged; put a whole one there, or begin anew, with "
-            "another run.folder"
-        ) from error
+        raise FailureError(f"{path}, the run's checkpoint, is damaged; {ANOTHER}") from error
     if "records" not in checkpoint:
         raise FailureError(f"{path} is no checkpoint of train.py")
     return checkpoint

@@ -108,10 +108,9 @@ def _open_folder(name: str, folder: Path) -> Source:
     classes = _class_folders(train, name)
     found = _class_folders(val, name)
     if found != classes:
-        raise FailureError(
-            f"the class folders differ: {_only(train, classes, found)}, "
-            f"{_only(val, found, classes)}; give both the same"
-        )
+        differ = [_only(train, classes, found), _only(val, found, classes)]
+        differences = "; ".join(words for words in differ if words)
+        raise FailureError(f"the class folders differ: {differences}; give both the same")
     if name == "imagenet" and len(classes) != IMAGENET_CLASSES:
         raise FailureError(
             f"{train} has {len(classes)} classes, ImageNet {IMAGENET_CLASSES:,}; for a part of it "
@@ -123,7 +122,7 @@ def _open_folder(name: str, folder: Path) -> Source:
 def _only(folder: Path, names: list[str], others: list[str]) -> str:
     only = sorted(set(names) - set(others))
     more = f" and {len(only) - 5:,} more" if len(only) > 5 else ""
-    return f"in {folder} alone {', '.join(only[:5]) or 'none'}{more}"
+    return f"only {folder} has {', '.join(only[:5])}{more}" if only else ""
 
 
 def _class_folders(folder: Path, name: str) -> list[str]:

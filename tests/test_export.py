@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import safetensors.torch
 import torch
 import torchvision
 from torch import nn
@@ -124,6 +125,33 @@ def test_safetensors_hold_all_that_a_checkpoint_says(
     train.main([*arguments, "--test.resolution=40"])
     assert "40 of 46 pixels" in capsys.readouterr().err
     assert read_weights(tmp_path / "z.safetensors")["view"]["resolution"] == 40
+
+
+@pytest.mark.parametrize("ending", ["last", "x.pth", "x.safetensors"])
+def test_a_bit_of_weights_that_is_flipped_is_found(tmp_path: Path, ending: str) -> None:
+    path, model = tmp_path / ending, settled("resnet20")
+    weights = checkpoint_of(model, tmp_path / "last")
+    if ending != "last":
+        run_export(weights, path)
+    content = bytearray(path.read_bytes())
+    place = content.index(model.state_dict()["layer2.0.bn1.running_mean"].numpy().tobytes())
+    content[place + 43] ^= 0x40
+    path.write_bytes(content)
+    with pytest.raises(FailureError, match=f"{ending} are damaged: .* from (its|their) checksum"):
+        read_weights(path)
+
+
+def test_weights_without_checksums_are_read(tmp_path: Path) -> None:
+    state = {"a": torch.ones(9)}
+    torch.save(state, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
+    try:
+        torch.serialization.set_crc32_options(False)
+        torch.save(state, tmp_path / "unchecked.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    safetensors.torch.save_file(state, tmp_path / "x.safetensors")
+    for name in ("legacy.pth", "unchecked.pth", "x.safetensors"):
+        assert torch.equal(read_weights(tmp_path / name)["model"]["a"], state["a"])
 
 
 def test_a_network_that_onnxruntime_takes_for_another_is_not_written(

@@ -91,11 +91,11 @@ BROKEN = {
     ),
     "class missing in val": (
         without("val/dog"),
-        r"in \S+/train alone dog, in \S+/val alone none",
+        r"differ: only \S+/train has dog; give",
     ),
     "class spelt otherwise": (
         {**without("val/dog"), "val/Dog/1.png": b""},
-        r"in \S+/train alone dog, in \S+/val alone Dog",
+        r"only \S+/train has dog; only \S+/val has Dog; give",
     ),
     "no class folders": (
         {"train/1.png": b"", "val/1.png": b""},

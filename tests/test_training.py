@@ -314,16 +314,22 @@ def test_checkpoints_come_when_due_at_each_best_and_at_the_end(
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(
-    sample_folder: Path, tmp_path: Path
+    sample_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     train(recipe(sample_folder, run))
     expected = weights(run)
-    for name in ("last", "best"):
-        (run / "checkpoints" / name).unlink()
+    for name in ("checkpoints/last", "checkpoints/best", "result.json"):
+        (run / name).unlink()
     jobs.resume(str(run), {"run.resume": str(run)})
+    assert "has no checkpoint: the run begins anew" in capsys.readouterr().err
     assert all(torch.equal(value, expected[name]) for name, value in weights(run).items())
     assert len(records(run)) == 2
+    (run / "checkpoints" / "last").unlink()
+    for name in ("checkpoints/best", "result.json"):  # with either it had one
+        with pytest.raises(FailureError, match="last, the run's checkpoint, is missing; put"):
+            jobs.resume(str(run), {"run.resume": str(run)})
+        (run / name).unlink()
 
 
 def test_a_run_may_go_on_in_another_precision_and_says_from_where(

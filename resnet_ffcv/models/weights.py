@@ -3,8 +3,10 @@
 Nothing that is read here can run code: torch.load with `weights_only`, or safetensors.
 """
 
+import hashlib
 import json
 import warnings
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ SPEC = ("name", "num_classes", "shortcut", "stride_in", "blurpool")  # what buil
 FACTS = "resnet_ffcv"  # in safetensors' metadata: as one value, since they are in random order
 NEW_HEAD = "model.pretrained_head=new takes all but the classifier"
 OTHER_NETWORK = "model.name and model.shortcut say which network they are of"
+CHECKSUM = "sha256"  # among the facts: safetensors has no checksum of its own
 SHOWN = 3  # names in an error
 
 
@@ -62,7 +65,10 @@ def _read_file(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
         with warnings.catch_warnings(action="ignore"):  # of what is read, or an error just below
+            _check_zip(path)
             return torch.load(path, map_location="cpu", weights_only=True)
+    except FailureError:
+        raise
     except OSError as error:
         reason = error.strerror or error  # safetensors sets no strerror
         raise FailureError(f"weights {path} cannot be read: {reason}") from error
@@ -75,13 +81,39 @@ def _read_file(path: Path) -> Any:
         ) from error
 
 
+def _check_zip(path: Path) -> None:
+    """Raises FailureError where a file of torch.save differs from its checksums.
+
+    torch.load does not compare them (torch 2.14). All are 0 where their writer had them turned off,
+    by torch.serialization.set_crc32_options.
+    """
+    if zipfile.is_zipfile(path):  # torch's files from before 1.6 are none
+        with zipfile.ZipFile(path) as file:
+            has_sums = any(member.CRC for member in file.infolist())
+            damaged = file.testzip() if has_sums else None
+        if damaged:
+            raise FailureError(f"weights {path} are damaged: {damaged} differs from its checksum")
+
+
 def _read_safetensors(path: Path) -> dict[str, Any]:
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-    facts = json.loads(metadata.get(FACTS, "{}"))
+    facts, state = json.loads(metadata.get(FACTS, "{}")), safetensors.torch.load_file(path)
+    checksum = facts.pop(CHECKSUM, None)
+    if checksum not in (None, digest(state, facts)):
+        raise FailureError(f"weights {path} are damaged: they differ from their checksum")
     if "normalize" in facts:
         facts["normalize"] = {name: torch.tensor(v) for name, v in facts["normalize"].items()}
-    return {"model": safetensors.torch.load_file(path), **facts}
+    return {"model": state, **facts}
+
+
+def digest(state: State, facts: Mapping[str, Any]) -> str:
+    """SHA-256, in hexadecimal, of weights and of what is said of them, as JSON."""
+    found = hashlib.sha256(json.dumps(facts).encode())
+    for name in sorted(state):
+        found.update(name.encode())
+        found.update(state[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _find_state(content: Any) -> dict[str, Tensor] | None:
