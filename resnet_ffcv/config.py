@@ -340,7 +340,12 @@ class LearningRateConfig:
             "triangular",
         ),
     )
-    base: float = key(0.2, "highest rate, for the batch size given", low=0.0)
+    base: float = key(
+        0.2,
+        "highest rate, for the batch size given; schedules that begin with it want less than the "
+        "triangular, or lr.warmup",
+        low=0.0,
+    )
     final: float = key(
         0.0, "cosine, exponential, triangular: rate at the end; restarts: of each cycle", low=0.0
     )

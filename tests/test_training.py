@@ -153,6 +153,7 @@ def test_a_model_that_draws_goes_on_as_if_it_had_not_been_killed(
         patch.setattr(jobs._Bar, "end", kill)
         with pytest.raises(KilledError):
             train(recipe(sample_folder, killed, **options))
+    time.sleep(1)  # TensorBoard reads files in the order of their names: second, process, number
     jobs.resume(str(killed), {"run.resume": str(killed)})
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(killed)[name]), name

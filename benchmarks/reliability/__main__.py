@@ -26,6 +26,7 @@ PARTS: dict[str, tuple[Callable[[Path, int], list[Tried]], int]] = {
     "calls": (writing.try_failing_calls, 100),
     "failures": (writing.try_failures, 20),
     "flips": (files.try_flips, 50),
+    "weights": (files.try_weights, 500),
     "breaks": (loading.try_breaks, 50),
     "opening": (loading.try_opening, 1),
     "damaged": (loading.try_damaged, 1),
@@ -42,7 +43,7 @@ def describe(tried: Tried) -> str:
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     parser = commandline.Parser(prog="python -m benchmarks.reliability", description=__doc__)
-    parser.add_argument("--only", choices=tuple(PARTS), help="one part instead of all nine")
+    parser.add_argument("--only", choices=tuple(PARTS), help="one part instead of all ten")
     parser.add_argument(
         "--tries", type=positive, metavar="N", help="of each part, instead of its own"
     )
