@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from resnet_ffcv.errors import FailureError
+from resnet_ffcv.opening import create_file, temporary_path
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -20,9 +21,9 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     Raises:
         FailureError: the disk is full, or the folder cannot be written to; nothing is left.
     """
-    part = path.with_name(f".{path.name}.part")
+    part = temporary_path(path, "part")
     try:
-        with part.open("wb") as file:
+        with os.fdopen(create_file(part), "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

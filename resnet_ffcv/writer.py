@@ -5,7 +5,6 @@ is independent of the number of workers. FFCV's own DatasetWriter waits for ever
 """
 
 import errno
-import fcntl
 import hashlib
 import itertools
 import math
@@ -13,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from resnet_ffcv.encode import SMALL_SIDE, encoder_digest
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.files import replace_all, set_aside, write_whole
 from resnet_ffcv.journal import Journal
+from resnet_ffcv.locks import lock_folder
 from resnet_ffcv.manifest import (
     FORMAT_VERSION,
     Manifest,
@@ -88,7 +88,11 @@ def write_dataset(source: Source, config: WriteConfig, report: Report) -> dict[s
         image = replace(config.image, mode=mode)
         config = replace(config, image=image)
     prepare(config.image)
-    with lock(folder):
+    busy = (
+        f"output.folder={folder}: another write_datasets.py is writing there; wait for it, or "
+        "choose another folder"
+    )
+    with lock_folder(folder, busy):
         pool = Pool(config.writer.workers)
         try:
             jobs = [
@@ -104,27 +108,6 @@ def write_dataset(source: Source, config: WriteConfig, report: Report) -> dict[s
             return written
         finally:
             pool.close()
-
-
-@contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Keeps other writers out of a folder; the system ends it with the process, however it ends.
-
-    Raises:
-        FailureError: another one is there.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FailureError(
-                f"output.folder={folder}: another write_datasets.py writes there; wait for it, or "
-                "take another folder"
-            ) from error
-        yield
-    finally:
-        os.close(handle)
 
 
 @dataclass(frozen=True)

@@ -2,29 +2,41 @@
 
 import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from resnet_ffcv import files
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.files import open_past_cache, read_blocks, write_at, write_whole
 from resnet_ffcv.runs import Run
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+@pytest.fixture
+def fill_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Call it: from then on there is no room for new files."""
+    return lambda: monkeypatch.setattr(
+        files, "create_file", lambda _: os.open("/dev/full", os.O_WRONLY)
+    )
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, fill_disk: Callable[[], None]) -> None:
     path = tmp_path / "figures"
     write_whole(path, lambda file: file.write(b"1 2 3"))
-    (tmp_path / ".figures.part").symlink_to("/dev/full")
+    fill_disk()
     with pytest.raises(FailureError, match="figures could not be written: No space left on device"):
         write_whole(path, lambda file: file.write(b"4 5 6"))
     assert path.read_bytes() == b"1 2 3"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_checkpoint_and_the_log_say_that_the_disk_is_full(tmp_path: Path) -> None:
+def test_a_checkpoint_and_the_log_say_that_the_disk_is_full(
+    tmp_path: Path, fill_disk: Callable[[], None]
+) -> None:
     run = Run(tmp_path, [])
-    (tmp_path / "checkpoints/.last.part").symlink_to("/dev/full")
+    fill_disk()
     with pytest.raises(FailureError, match="last could not be written: No space left on device"):
         run.save_checkpoint("last", {"weights": torch.zeros(100_000)})
     assert run.last_checkpoint is None

@@ -26,6 +26,7 @@ from PIL import Image
 from resnet_ffcv import beton, workers, writer
 from resnet_ffcv.config import ImageConfig, OutputConfig, WriteConfig, WriterConfig
 from resnet_ffcv.errors import FailureError
+from resnet_ffcv.locks import lock_folder
 from resnet_ffcv.manifest import read_manifest
 from resnet_ffcv.pages import PageWriter
 from resnet_ffcv.progress import Report
@@ -848,7 +849,7 @@ def test_a_finished_file_of_other_images_is_not_kept(tmp_path: Path) -> None:
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
-    with writer.lock(tmp_path), pytest.raises(FailureError, match="another write_datasets"):
+    with lock_folder(tmp_path, ""), pytest.raises(FailureError, match="another write_datasets"):
         write(source_of(pixels(3)), tmp_path, mode="raw")
     write(source_of(pixels(3)), tmp_path, mode="raw")
 
