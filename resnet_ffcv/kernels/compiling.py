@@ -126,10 +126,8 @@ class _Announcer(event.Listener):  # type: ignore[misc]  # numba has no types
     def on_start(self, event: Any) -> None:
         if not self.said and hasattr(event.data["dispatcher"], MARKER):
             self.said = True
-            logger.warning(
-                "compiling image kernels for this CPU, for a minute or more; they are kept for the "
-                "next start"
-            )
+            kept = "they are kept for the next start" if CACHE else "the next start does so again"
+            logger.warning("compiling image kernels for this CPU, for a minute or more; %s", kept)
 
     def on_end(self, event: Any) -> None:
         pass

@@ -92,7 +92,7 @@ class SealedCache(FunctionCache):  # type: ignore[misc]  # numba has no types
         target_context.refresh()
         try:
             data = self._cache_file.load(self._index_key(sig, target_context.codegen()))
-            return data and CompileResult._rebuild(target_context, *data)
+            return None if data is None else CompileResult._rebuild(target_context, *data)
         except Exception as error:  # such as a class that another version of NumPy lacks
             logger.info("%s is compiled again: %r", self._py_func.__qualname__, error)
             return None
