@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 from resnet_ffcv.errors import FailureError
+from resnet_ffcv.opening import UnsuitableFileError
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -52,7 +53,7 @@ def _make(folder: Path) -> os.stat_result:
         folder.mkdir(mode=stat.S_IRWXU, exist_ok=True)
         found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode):
-        raise NotADirectoryError(None, "is not a folder", os.fspath(folder))
+        raise UnsuitableFileError(folder, "is not a folder")
     return found
 
 

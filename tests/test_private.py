@@ -162,12 +162,12 @@ def test_nobody_else_can_change_what_is_taken(parts: list[tuple[int, int]]) -> N
         with user(OTHER):
             for place in made[::-1]:
                 for change in (  # a sticky folder above may get files, which nobody looks for
-                    lambda place=place: (taken / "planted").touch(),
-                    lambda place=place: place.rename(place.with_name("moved")),
-                    lambda place=place: place.chmod(0o777),
+                    lambda _: (taken / "planted").touch(),
+                    lambda place: place.rename(place.with_name("moved")),
+                    lambda place: place.chmod(0o777),
                 ):
                     with suppress(PermissionError):
-                        change()
+                        change(place)
                         pytest.fail(f"{place} was changed")
     finally:
         shutil.rmtree(root)

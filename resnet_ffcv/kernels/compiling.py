@@ -55,7 +55,9 @@ def choose_cache_folder() -> Path | None:
     try:
         return _make_folder(chosen, name)
     except (OSError, FailureError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = str(error)
+        if isinstance(error, OSError) and error.errno:
+            reason = f"{error.filename}: {error.strerror}"
     try:
         folder = _make_folder(f"{tempfile.gettempdir()}/resnet_ffcv-{os.geteuid()}", name)
     except (OSError, FailureError):
@@ -80,10 +82,10 @@ def _chosen_folder() -> str:
 
 def _make_folder(base: str, name: str) -> Path:
     if base.startswith("~"):  # there is no home
-        raise FileNotFoundError(None, "this user has no home folder", base)
+        raise FailureError("this user has no home folder")
     folder = make_private(Path(base, name))
     if not os.access(folder, os.W_OK, effective_ids=True):
-        raise PermissionError(None, "it cannot be written", base)
+        raise FailureError(f"{folder} cannot be written")
     return folder
 
 
