@@ -84,7 +84,7 @@ def _make_folder(base: str, name: str) -> Path:
     if base.startswith("~"):  # there is no home
         raise FailureError("this user has no home folder")
     folder = make_private(Path(base, name))
-    if not os.access(folder, os.W_OK, effective_ids=True):
+    if not os.access(folder, os.W_OK):
         raise FailureError(f"{folder} cannot be written")
     return folder
 

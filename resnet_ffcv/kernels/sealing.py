@@ -23,7 +23,7 @@ from resnet_ffcv.opening import create_file, read_file, temporary_path
 
 logger = logging.getLogger("resnet_ffcv")
 
-LIMIT = 1 << 28  # bytes of a file; the largest kernels take some megabytes
+LIMIT = 1 << 26  # bytes of a file; the largest kernels take about one megabyte
 SEAL_BYTES = hashlib.sha256().digest_size
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.reliability import cache
 from resnet_ffcv.kernels import sealing
 from resnet_ffcv.kernels.sealing import SealedCache
 
@@ -191,10 +193,10 @@ def test_two_processes_may_give_two_signatures_one_file(folder: Path) -> None:
 
 
 def test_an_entry_that_cannot_be_rebuilt_is_compiled_again(folder: Path) -> None:
-    cache = start(folder)._cache
-    key = cache._index_key((numba.int64,), start(folder).targetctx.codegen())
+    kept = start(folder)._cache
+    key = kept._index_key((numba.int64,), start(folder).targetctx.codegen())
     for content in (Payload, ("not", "a", "result"), (), 1, b"\x7fELF"):
-        cache._cache_file.save(key, content)
+        kept._cache_file.save(key, content)
         check_is_mended(folder)
 
 
@@ -256,3 +258,24 @@ def test_a_missing_folder_is_no_error(tmp_path: Path, caplog: pytest.LogCaptureF
     assert start(tmp_path / "gone" / "kernels")(7) == 22
     assert "No such file or directory" in caplog.text
     assert logging.getLevelName(caplog.records[0].levelno) == "WARNING"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
+def test_code_of_another_user_does_not_run() -> None:
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    try:
+        folder.chmod(0o755)
+        cache.make(folder / "both", 0o1777, 0)
+        assert cache.spring(cache.TRAPS[0], folder / "both") == ""
+        # What is planted would run: it does where the victim has put it there.
+        own, ran = folder / "own", folder / "both" / "ran"
+        cache.make(own, 0o700)
+        kept, variables = own / cache.NAME, {"HOME": str(own), "RESNET_FFCV_CACHE": str(own)}
+        cache.as_user(cache.VICTIM, cache.PLANT, str(kept), str(ran), **variables)
+        for path in (own, kept):
+            path.chmod(0o700)
+        ended = cache.as_user(cache.VICTIM, cache.LOAD, **variables)
+        assert ended.stdout == f"{kept} 0\n"
+        assert f"uid={cache.VICTIM}" in ran.read_text()
+    finally:
+        shutil.rmtree(folder)
