@@ -39,7 +39,7 @@ def run(tree: Path, cache: Path, **environment: str) -> tuple[int, str, int, str
     return int(luma), folder, int(hits), done.stderr
 
 
-def test_an_edit_another_cpu_and_a_second_start(tmp_path: Path) -> None:
+def test_an_edit_another_cpu_a_second_start_and_damage(tmp_path: Path) -> None:
     tree, cache = tmp_path / "tree", tmp_path / "cache"
     package = tree / "resnet_ffcv"
     shutil.copytree(Path(resnet_ffcv.__file__).parent, package)
@@ -48,6 +48,13 @@ def test_an_edit_another_cpu_and_a_second_start(tmp_path: Path) -> None:
     assert "compiling" in said
     assert folder.startswith(str(cache))
     assert run(tree, cache) == (200, folder, 1, "")  # a second start compiles nothing
+
+    for number, path in enumerate(sorted(Path(folder).iterdir())):
+        content = bytearray(path.read_bytes())
+        content[number * 7919 % len(content)] ^= 1 << number % 8
+        path.write_bytes(content)
+    assert run(tree, cache)[:3] == (200, folder, 0)
+    assert run(tree, cache) == (200, folder, 1, "")
 
     other_cpu = run(tree, cache, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
     assert (other_cpu[0], other_cpu[2]) == (200, 0)
