@@ -4,9 +4,11 @@ The last line on standard output is one JSON document; what is for people goes t
 Exit codes: 0; 1 failure; 2 usage; 130 Ctrl-C; 143 SIGTERM.
 """
 
+import _thread
 import argparse
 import dataclasses
 import json
+import logging
 import os
 import signal
 import sys
@@ -15,11 +17,12 @@ import threading
 import time
 import traceback
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, Literal, NoReturn, TypeVar
+from unicodedata import category
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -30,6 +33,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
+from rich.status import Status
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -41,10 +46,50 @@ ConfigT = TypeVar("ConfigT")
 SECONDS_TO_STOP = 1.0
 STOPS = {signal.SIGINT: 130, signal.SIGTERM: 143}  # by Ctrl-C, or by who runs the machine
 
-# A file or class may be called [red] or :cat:, which rich would take as markup and emoji.
-PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+SHOWN_OF_ERROR = 300  # characters of an error's text; its file has all of them
+RAW = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories of what a terminal obeys, or hides
+
+
+def escape(text: str) -> str:
+    r"""One line that a terminal shows and does not obey: controls, line and paragraph separators,
+    directions, zero-width characters and lone surrogates become \n, \x1b or \u202e."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode() if category(character) in RAW else character
+        for character in text
+    )
+
+
+class SafeConsole(Console):
+    """All that people are shown goes through one of these: text of files cannot act on a terminal.
+
+    A str may hold such text: it is printed as one line, without markup, as a file or class may be
+    called [red] or :cat:. Of other renderables, such as our own Text, line breaks are kept.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(escape(o) if isinstance(o, str) else o for o in objects), **options)
+
+    def status(self, status: Any, **options: Any) -> Status:
+        return super().status(Text(escape(status)), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():  # control: rich's own
+                yield segment
+            else:
+                lines = "\n".join(map(escape, segment.text.split("\n")))
+                yield Segment(lines, segment.style)
+
+
 # Where it is no terminal, such as a log, tables may be a little wider than the usual 80 columns.
-console = Console(stderr=True, width=None if sys.stderr.isatty() else 100, **PLAIN)
+console = SafeConsole(stderr=True, width=None if sys.stderr.isatty() else 100)
 
 
 @dataclass(frozen=True)
@@ -106,18 +151,20 @@ def parse(
 
 
 def _print_help(command: type, description: str, flags: Mapping[str, str]) -> None:
-    out = Console(**PLAIN)  # help was asked for: standard output
-    out.print(description.strip() + "\n", soft_wrap=True)  # wraps as it stands, or not at all
+    out = SafeConsole()  # help was asked for: standard output
+    out.print(Text(description.strip() + "\n"), soft_wrap=True)  # keeps its own line breaks
     options = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     options.add_row("--config FILE", "YAML file of the sections and keys below")
     for name, text in flags.items():
         options.add_row(f"--{name}", text)
     options.add_row("--help", "this text")
     out.print(options)
-    out.print("\nKeys, as section: {key: value} in the file or --section.key=value here:")
+    out.print()
+    out.print("Keys, as section: {key: value} in the file or --section.key=value here:")
     for section in dataclasses.fields(command):
         section_type = typing.cast(type, section.type)
-        out.print(f"\n{section.name}: {(section_type.__doc__ or '').lower()}", style="bold")
+        out.print()
+        out.print(f"{section.name}: {(section_type.__doc__ or '').lower()}", style="bold")
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         for column in ({"no_wrap": True}, {"overflow": "fold"}, {}):
             table.add_column(**column)
@@ -146,6 +193,8 @@ def run_command(command: Callable[[Sequence[str]], Mapping[str, Any] | None]) ->
 
     An error nobody foresaw is one line too; its traceback goes to a file that the line names.
     """
+    logging.basicConfig(handlers=[_ConsoleHandler()], format="%(message)s")
+    logging.captureWarnings(True)
     signal.signal(signal.SIGTERM, _raise_terminated)
     _watch_signals()
     try:
@@ -157,14 +206,45 @@ def run_command(command: Callable[[Sequence[str]], Mapping[str, Any] | None]) ->
     except KeyboardInterrupt as stop:
         _leave_stopped(STOPS[stop.args[0] if stop.args else signal.SIGINT])
     except Exception as error:
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="resnet-ffcv-", suffix=".txt", delete=False
-        ) as report:
-            traceback.print_exc(file=report)
-        _leave(1, f"unexpected {type(error).__name__}: {error} (traceback: {report.name})")
+        _leave(1, _describe_unexpected(error))
     if result is not None:
         _write_result(result)
     raise SystemExit(0 if result is None or result.get("whole", True) else 1)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Warnings of libraries, which may quote files, also go through the console."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(Text(self.format(record)), soft_wrap=True)
+
+
+# By name, as torch's is not imported here; classes derived from them, such as NumPy's, count too.
+FORESEEN = {
+    "MemoryError": "out of memory; a smaller batch, fewer workers or smaller images need less",
+    "OutOfMemoryError": "the GPU is out of memory; a smaller batch or model needs less",
+    "RecursionError": "what was read is nested too deeply",
+}
+
+
+def _describe_unexpected(error: Exception) -> str:
+    name, text = type(error).__name__, str(error)
+    short = text if len(text) <= SHOWN_OF_ERROR else f"{text[:SHOWN_OF_ERROR]}..."
+    known = [FORESEEN[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in FORESEEN]
+    words = f"error: {known[0]} ({short or name})" if known else f"unexpected {name}: {short}"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="resnet-ffcv-", suffix=".txt", delete=False, errors="backslashreplace"
+        ) as report:
+            traceback.print_exc(file=report)
+    except OSError as unwritten:
+        return f"{words} (the traceback could not be written: {unwritten.strerror or unwritten})"
+    if known:
+        return f"{words} (traceback: {report.name})"
+    return (
+        f"{words} (traceback: {report.name}); please report it to the resnet-ffcv project with "
+        "that file and the command"
+    )
 
 
 def _write_result(result: Mapping[str, Any]) -> None:
@@ -189,10 +269,11 @@ def _raise_terminated(*_: object) -> NoReturn:
 
 
 def _watch_signals() -> None:
-    """Ends the process SECONDS_TO_STOP after Ctrl-C or SIGTERM, even if Python does not get to run.
+    """Ends the process within twice SECONDS_TO_STOP of Ctrl-C or SIGTERM, whatever it waits for.
 
     Python's own handlers wait for the call it is in, and one backward pass may take a minute; a
-    file descriptor that the signal writes to wakes a thread at once.
+    file descriptor that the signal writes to wakes a thread at once. This thread is also why a lock
+    that an interrupt leaves taken, such as that of rich's progress bar, cannot keep a command.
     """
     sys.unraisablehook = _say_unraisable
     reading, writing = os.pipe()
@@ -204,7 +285,13 @@ def _watch_signals() -> None:
             (number,) = os.read(reading, 1)
             if number in STOPS:
                 time.sleep(SECONDS_TO_STOP)
-                _leave_stopped(STOPS[signal.Signals(number)])
+                code = STOPS[signal.Signals(number)]
+                # Words need the console's locks, which the main thread may hold for ever: where the
+                # signal came as it took one, or while a terminal takes no output. So another thread
+                # says them; it is started below `threading`, which has such locks itself.
+                _thread.start_new_thread(_leave_stopped, (code,))
+                time.sleep(SECONDS_TO_STOP)
+                os._exit(code)
 
     threading.Thread(target=watch, name="signals", daemon=True).start()
 
@@ -235,17 +322,24 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:,.0f} {task.fields.get('unit', 'images')}/s")
 
 
+class _Words(TextColumn):
+    """Text that may come from files."""
+
+    def render(self, task: Task) -> Text:
+        return Text(escape(self.text_format.format(task=task)))
+
+
 def progress() -> Progress:
     """A bar of images, with rate and time left, on standard error where that is a terminal."""
     return Progress(
-        TextColumn("{task.description}"),
+        _Words("{task.description}"),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         _Rate(table_column=Column(no_wrap=True)),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("left"),
-        TextColumn("{task.fields[note]}"),
+        _Words("{task.fields[note]}"),
         console=console,
         disable=not console.is_terminal,
     )
@@ -257,7 +351,8 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     table = Table(show_header=any(columns))
     for place, column in enumerate(columns):
         right = place > 0 and any(columns)
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if right else "left"
+        table.add_column(escape(column), justify=justify, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.photos import positive
-from benchmarks.reliability import files, loading, training, writing
+from benchmarks.reliability import cache, files, loading, training, writing
 from benchmarks.reliability.trying import Tried
 from benchmarks.timing import describe_run
 from resnet_ffcv import commandline
@@ -31,6 +31,7 @@ PARTS: dict[str, tuple[Callable[[Path, int], list[Tried]], int]] = {
     "opening": (loading.try_opening, 1),
     "damaged": (loading.try_damaged, 1),
     "training": (training.try_training, 20),
+    "cache": (cache.try_cache, 500),
 }
 
 
@@ -43,7 +44,7 @@ def describe(tried: Tried) -> str:
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     parser = commandline.Parser(prog="python -m benchmarks.reliability", description=__doc__)
-    parser.add_argument("--only", choices=tuple(PARTS), help="one part instead of all ten")
+    parser.add_argument("--only", choices=tuple(PARTS), help="one part instead of all")
     parser.add_argument(
         "--tries", type=positive, metavar="N", help="of each part, instead of its own"
     )

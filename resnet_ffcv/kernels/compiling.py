@@ -1,13 +1,14 @@
 """How kernels are compiled, and where the machine code is kept.
 
-numba's own cache notices another CPU and a changed function, but not a changed function of another
-file: it would serve old machine code. So ours lies in a folder named by a hash of all that made it.
+numba's cache notices another CPU and a changed function, but not a changed function of another
+file: it would load old machine code. So ours is in a folder named by a hash of all that made it.
+Folders of earlier versions stay: other installations may use them.
 """
 
 import hashlib
 import logging
+import multiprocessing
 import os
-import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,10 @@ import llvmlite
 import numba
 from numba.core import event
 from numba.core.registry import cpu_target
+
+from resnet_ffcv.errors import FailureError
+from resnet_ffcv.kernels.sealing import SealedCache
+from resnet_ffcv.private import make_private
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -40,33 +45,48 @@ def sources_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def choose_cache_folder() -> Path:
-    """RESNET_FFCV_CACHE or the user's cache folder; a temporary one where it cannot be written.
+def choose_cache_folder() -> Path | None:
+    """A folder for machine code that nobody but this user can change.
 
-    Machine code is loaded from it: a temporary folder that is another user's is not taken.
+    It is in RESNET_FFCV_CACHE or the user's cache folder; where that cannot be, in a folder of the
+    user's among the temporary ones; None where neither can, and nothing is kept.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    base = Path(os.environ.get("RESNET_FFCV_CACHE") or Path(home) / "resnet_ffcv")
-    name = f"kernels-{sources_digest()}"
+    name, chosen = f"kernels-{sources_digest()}", _chosen_folder()
     try:
-        (base / name).mkdir(parents=True, exist_ok=True)
-        if os.access(base / name, os.W_OK):
-            return base / name
-    except OSError:
-        pass
-    shared = Path(tempfile.gettempdir()) / f"resnet_ffcv-{os.getuid()}"
+        return _make_folder(chosen, name)
+    except (OSError, FailureError) as error:
+        reason = str(error)
+        if isinstance(error, OSError) and error.errno:
+            reason = f"{error.filename}: {error.strerror}"
     try:
-        shared.mkdir(mode=0o700, exist_ok=True)
-        found = shared.lstat()
-        if (
-            stat.S_ISDIR(found.st_mode)
-            and found.st_uid == os.getuid()
-            and not found.st_mode & 0o077
-        ):
-            return shared / name
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="resnet_ffcv-")) / name
+        folder = _make_folder(f"{tempfile.gettempdir()}/resnet_ffcv-{os.geteuid()}", name)
+    except (OSError, FailureError):
+        folder = None
+    if multiprocessing.parent_process() is None:  # else the parent has said it
+        logger.warning(
+            "compiled kernels are not kept in %s: %s; %s; RESNET_FFCV_CACHE can name a folder "
+            "that only you can change",
+            chosen,
+            reason,
+            f"{folder} is used instead" if folder else "each start compiles them again",
+        )
+    return folder
+
+
+def _chosen_folder() -> str:
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(home):
+        home = os.path.expanduser("~/.cache")
+    return os.environ.get("RESNET_FFCV_CACHE") or f"{home}/resnet_ffcv"
+
+
+def _make_folder(base: str, name: str) -> Path:
+    if base.startswith("~"):  # there is no home
+        raise FailureError("this user has no home folder")
+    folder = make_private(Path(base, name))
+    if not os.access(folder, os.W_OK):
+        raise FailureError(f"{folder} cannot be written")
+    return folder
 
 
 CACHE = choose_cache_folder()
@@ -93,13 +113,9 @@ def threaded_kernel(function: Function) -> Function:
 
 
 def _compile(function: Function, parallel: bool) -> Any:
-    earlier = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(CACHE)  # read when the dispatcher is made, below
-    try:
-        options = {"nogil": True, "error_model": "numpy", "cache": True, "parallel": parallel}
-        compiled = numba.njit(**options)(function)
-    finally:
-        numba.config.CACHE_DIR = earlier
+    compiled = numba.njit(nogil=True, error_model="numpy", parallel=parallel)(function)
+    if CACHE:
+        compiled._cache = SealedCache(function, CACHE)  # numba's own: njit(cache=True)
     setattr(compiled, MARKER, True)
     return compiled
 
@@ -112,10 +128,8 @@ class _Announcer(event.Listener):  # type: ignore[misc]  # numba has no types
     def on_start(self, event: Any) -> None:
         if not self.said and hasattr(event.data["dispatcher"], MARKER):
             self.said = True
-            logger.warning(
-                "compiling image kernels for this CPU, for a minute or more; they are kept for the "
-                "next start"
-            )
+            kept = "they are kept for the next start" if CACHE else "the next start does so again"
+            logger.warning("compiling image kernels for this CPU, for a minute or more; %s", kept)
 
     def on_end(self, event: Any) -> None:
         pass
