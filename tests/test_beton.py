@@ -98,7 +98,7 @@ DAMAGE = {
     "unknown form": (put("<B", 24, 255), "its class is not known"),
     "three fields": (put("<H", 2, 3), "is damaged"),
     "10 bytes cut": (lambda content: content.__delitem__(slice(-10, None)), "cut short"),
-    "a row cut": (lambda content: content.__delitem__(slice(-24, None)), "has 2 regions, it must have 3"),
+    "a row cut": (lambda content: content.__delitem__(slice(-24, None)), "has 2 regions"),
     "a row added": (lambda content: content.extend(bytes(24)), "has 4 regions, it must have 3"),
     "region before the pages": (put("<Q", TABLE + 8, 100), "a region outside the pages"),
     "region behind the pages": (put("<Q", TABLE + 24 + 8, TABLE), "a region outside the pages"),
