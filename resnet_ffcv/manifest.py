@@ -125,7 +125,7 @@ def spread(sides: np.ndarray) -> list[int]:
 
 def manifest_path(beton: Path) -> Path:
     """Where the manifest of a .beton stands."""
-    return beton.with_name(beton.name + ".json")
+    return Path(f"{beton}.json")
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
