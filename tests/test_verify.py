@@ -274,7 +274,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         format_version=2, source="mine", classes=["a", "b"], samples=2, width=[4] * 3,
         height=[4] * 3, mean=None, std=None, pixel_mean=None, options={"mode": "raw"}, skipped=[],
         images_sha256="0" * 64, sha256=hashlib.sha256(content).hexdigest(),
-        pages=Pages(page, first, [crc(content[first:end])], crc(content[:first]), crc(content[end:])),
+        pages=Pages(
+            page, first, [crc(content[first:end])], crc(content[:first]), crc(content[end:])
+        ),
     )  # fmt: skip
     write_manifest(manifest, manifest_path(path))
     assert verify(path, Report(), decode=True).whole
