@@ -11,6 +11,7 @@
     python write_datasets.py --verify data/sample/train.beton
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ try:
     from resnet_ffcv.beton import JPG, NAMES, VERSION, read_image_tables
     from resnet_ffcv.commandline import console, show_table
     from resnet_ffcv.config import WriteConfig
-    from resnet_ffcv.errors import UsageError
+    from resnet_ffcv.errors import FailureError, UsageError
     from resnet_ffcv.manifest import Manifest, manifest_path, read_manifest, spread
     from resnet_ffcv.progress import Report
     from resnet_ffcv.sources import open_source
@@ -99,14 +100,16 @@ def _row(file: Written) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _check_is_file(flag: str, path: Path) -> None:
-    if not path.is_file():
-        raise UsageError(f"--{flag} {path}: {'no file' if path.exists() else 'no such file'}")
+def _check_is_file(flag: str, path: Path, error: type[Exception]) -> None:
+    if not os.path.exists(path):
+        raise UsageError(f"--{flag} {path}: no such file")
+    if not os.path.isfile(path):
+        raise error(f"--{flag} {path}: no file, but a folder, a pipe or a device")
 
 
 def show_verdict(path: Path, *, decode: bool) -> dict[str, Any]:
     """Checks a .beton file, and shows what is wrong with it."""
-    _check_is_file("verify", path)
+    _check_is_file("verify", path, FailureError)  # as for any file that is not whole
     if path.suffix == ".partial":
         raise UsageError(
             f"--verify {path}: that is of a stopped write; --writer.resume=true goes on with it"
@@ -125,10 +128,10 @@ def show_verdict(path: Path, *, decode: bool) -> dict[str, Any]:
     rows, missing = [("checked", words) for words in verdict.checked], []
     if not verdict.checked:
         missing.append("what the tables should lead to: checksums, manifest, images")
-    elif not manifest_path(path).exists():
+    elif not os.path.lexists(manifest_path(path)):
         missing.append(
-            f"checksums: no manifest {manifest_path(path).name} beside it, as write_datasets.py "
-            "writes one"
+            f"checksums: there is no manifest {manifest_path(path).name}; write_datasets.py writes "
+            "one with each file"
         )
     if not decode:
         missing.append("whether every image decodes; --decode=true does that")
@@ -160,9 +163,9 @@ def _find_runs(damaged: Mapping[int, str]) -> list[tuple[int, int, str]]:
 
 def show_info(path: Path) -> dict[str, Any]:
     """What is in a .beton file, by its tables and, if write_datasets.py wrote it, its manifest."""
-    _check_is_file("info", path)
+    _check_is_file("info", path, UsageError)
     tables = read_image_tables(path)
-    manifest = read_manifest(path) if manifest_path(path).exists() else None
+    manifest = read_manifest(path) if os.path.lexists(manifest_path(path)) else None
     images = tables.metadata["image"]
     jpegs = int((images["mode"] == JPG).sum()) if tables.form == "rgb" else 0
     forms = f"{jpegs:,} JPEG, {len(images) - jpegs:,} raw" if tables.form == "rgb" else tables.form

@@ -16,8 +16,8 @@ say its form. `read_tables` reads files with any fields, `read_image_tables` tho
 write_datasets.py writes: `image` and `label`.
 """
 
+import math
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +26,15 @@ from typing import IO
 import numpy as np
 
 from resnet_ffcv.errors import FailureError
+from resnet_ffcv.opening import open_regular
+from resnet_ffcv.regions import BLOCK, check_regions
+from resnet_ffcv.sizes import ANY_SIZE, Bounds, form_bounds, read_array, rgb_bounds
 
 VERSION = 2
 DEFAULT_PAGE_SIZE = 1 << 23  # FFCV's
+MIN_PAGE_SIZE = 1 << 12  # of memory and disks; FFCV's least is 2^21
 MAX_PAGE_SIZE = 1 << 31  # a power of two that fits the header's 32 bits
-BLOCK = 1 << 15  # rows of the tables that are checked at a time
+MAX_FIELDS = 1_000
 MAX_SIDE = 65_535  # pixels, the metadata's 16 bits
 
 HEADER = np.dtype(
@@ -71,6 +75,10 @@ ROWS = {
 ARRAY_TYPES = (4, 6)  # whose row is a pointer and no more
 
 
+class UnknownFieldError(FailureError):
+    """A field is neither FFCV's nor ours, and nobody said what it is."""
+
+
 def metadata_type(row: np.dtype) -> np.dtype:
     """FFCV's type of a file's metadata, of the images' rows."""
     return np.dtype([("image", row), ("label", "<i8")], align=True)
@@ -87,16 +95,23 @@ def read_arguments(arguments: bytes) -> np.void:
     """One of ARGUMENTS.
 
     Raises:
-        FailureError: they are of another field, or of a later version.
+        UnknownFieldError: they are another field's.
+        FailureError: they are of a later version, or say what no writer does.
     """
     values = np.frombuffer(arguments, ARGUMENTS, 1)[0]
     form = bytes(values["form"]).decode("ascii", "replace")
     if form not in FORMS:
-        raise FailureError(f"its class is not known here (form {form!r})")
+        raise UnknownFieldError(f"its class is not known here (form {form!r})")
     if values["version"] != FORM_VERSION:
         raise FailureError(
             f"the {form} form has version {values['version']}, this program knows {FORM_VERSION}; "
-            "take a later one"
+            "use a later one"
+        )
+    if not 1 <= values["quality"] <= 100:
+        raise FailureError(f"its quality must be 1 to 100, got {values['quality']}")
+    if values["max_resolution"] > MAX_SIDE:
+        raise FailureError(
+            f"its max_resolution must be at most {MAX_SIDE:,}, got {values['max_resolution']:,}"
         )
     found: np.void = values
     return found
@@ -121,10 +136,6 @@ def first_page(num_samples: int, page_size: int) -> int:
     return -(-end // page_size) * page_size
 
 
-class UnknownFieldError(FailureError):
-    """A field is neither FFCV's nor ours, and nobody said what it is."""
-
-
 Rows = Mapping[str, Callable[[bytes], np.dtype]]
 
 
@@ -141,13 +152,40 @@ class FieldInfo:
         """Of its images: rgb (FFCV's own field), dct or yuv420; None of other fields.
 
         Raises:
-            FailureError: a field that FFCV does not know, and we neither.
+            FailureError: a field that neither FFCV nor this program knows.
         """
         if self.type_id == RGB_TYPE:
             return "rgb"
         if self.type_id == OTHER_TYPE:
             return bytes(read_arguments(self.arguments)["form"]).decode()
         return None
+
+    def pointers(self, rows: np.ndarray) -> np.ndarray | None:
+        """uint64 (samples,), where the data of each begins; None of a field without data.
+
+        A field that neither FFCV nor this program knows has data if its row names it `ptr` or
+        `data_ptr`.
+        """
+        if self.type_id in ARRAY_TYPES and rows.dtype == ROWS[self.type_id]:
+            return rows
+        names = rows.dtype.names or ()
+        name = next((name for name in ("data_ptr", "ptr") if name in names), None)
+        return None if name is None else np.asarray(rows[name])
+
+    def size_bounds(self, rows: np.ndarray) -> Bounds:
+        """(least, greatest) number of bytes that the data of `rows` can have: uint64, (rows,) or
+        one for all. The least is 0 for empty bytes, and for them alone.
+        """
+        if rows.dtype == BYTES_ROW:
+            return rows["size"], rows["size"]
+        if rows.dtype == RGB_ROW:
+            return rgb_bounds(rows)
+        if self.type_id in ARRAY_TYPES and rows.dtype == ROWS[self.type_id]:
+            dtype, shape = read_array(self.arguments)
+            return (np.uint64(dtype.itemsize * math.prod(shape)),) * 2
+        if rows.dtype == FORM_ROW and self.type_id == OTHER_TYPE:
+            return form_bounds(self.arguments[: ARGUMENTS["form"].itemsize], rows)
+        return ANY_SIZE
 
 
 @dataclass(frozen=True)
@@ -180,28 +218,21 @@ class Tables:
         ptr = int(self.metadata["image"]["data_ptr"][sample])
         return ptr, int(self.sizes[np.searchsorted(self.starts, ptr)])
 
-    def pointers(self) -> list[np.ndarray]:
-        """uint64 (samples,), where each sample's data begins, for each field that has data.
+    def stored(self) -> list[tuple[FieldInfo, np.ndarray]]:
+        """The fields that have data, and uint64 (samples,), where each sample's begins.
 
-        Fields that are neither FFCV's nor ours count where their row names it `ptr` or `data_ptr`.
-        Empty bytes have no region, and stand anywhere.
+        Pointers of empty bytes, which have no region, are 0.
         """
         found = []
         for field in self.fields:
-            column = self.metadata[field.name]
-            names = column.dtype.names or ()
-            if field.type_id in ARRAY_TYPES:
-                found.append(column)
-            found += [column[name] for name in ("data_ptr", "ptr") if name in names]
+            pointers = field.pointers(self.metadata[field.name])
+            if pointers is not None:
+                found.append((field, pointers))
         return found
 
-    def empty(self) -> np.ndarray:
-        """bool (samples,), which have empty bytes in any field."""
-        found = np.zeros(len(self.metadata), bool)
-        for field in self.fields:
-            if self.metadata.dtype[field.name] == BYTES_ROW:
-                found |= self.metadata[field.name]["size"] == 0
-        return found
+    def pointers(self) -> list[np.ndarray]:
+        """The pointers of `stored`."""
+        return [pointers for _, pointers in self.stored()]
 
 
 def read_image_tables(path: Path) -> Tables:
@@ -210,9 +241,10 @@ def read_image_tables(path: Path) -> Tables:
     fields = tables.fields
     names = tuple(field.name for field in fields)
     if names != NAMES or fields[0].form is None or fields[1].type_id != INT_TYPE:
+        more = ", ..." * (len(names) > 5)
         raise FailureError(
-            f"{path} has the fields {', '.join(names)}; wanted are image (RGB, dct or yuv420) and "
-            "label (int)"
+            f"{path} has the fields {', '.join(names[:5])}{more}; it must have image (RGB, dct or "
+            "yuv420) and label (int)"
         )
     return tables
 
@@ -221,7 +253,8 @@ def read_tables(path: Path, rows: Rows | None = None) -> Tables:
     """Reads and checks the tables of a file.
 
     Checks that the write was finished, that every region lies within the pages and none across a
-    page's end or another region, and that every sample has its regions.
+    page's end or another region, that every sample has its regions, and that each region has as
+    many bytes as the sample's row and the field's arguments say, where they do.
 
     Args:
         path: of the file.
@@ -229,45 +262,105 @@ def read_tables(path: Path, rows: Rows | None = None) -> Tables:
             fields that are neither FFCV's nor ours.
 
     Raises:
-        FailureError: no such file, or a damaged one; says what is wrong.
+        UnknownFieldError: a field that is neither FFCV's nor ours, and not in `rows`.
+        FailureError: no regular file, no samples, a damaged file, or one whose tables do not fit
+            into memory; says what is wrong.
     """
     try:
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            size = found.st_size
-            header = _read(path, file.read(HEADER.itemsize), HEADER, 1)[0]
-            _check_header(path, header, size)
-            samples, count = int(header["num_samples"]), int(header["num_fields"])
-            described = _read(path, file.read(count * FIELD.itemsize), FIELD, count)
-            fields = tuple(_describe(field) for field in described)
-            row = _row_type(path, fields, rows or {})
-            page_size, table = int(header["page_size"]), int(header["alloc_table_ptr"])
-            metadata_end = HEADER.itemsize + count * FIELD.itemsize + samples * row.itemsize
-            data_start = -(-metadata_end // page_size) * page_size
-            if metadata_end > table:  # before so much is read
-                raise FailureError(f"{path}: its header is damaged; write it again")
-            metadata = _read(path, file.read(samples * row.itemsize), row, samples)
-            file.seek(table)
-            columns = _read_allocations(path, file, (size - table) // ALLOCATION.itemsize)
+        with open_regular(path) as file:
+            head = _read_head(path, file, rows or {})
+            try:
+                return _read_rows(path, file, head)
+            except MemoryError as error:
+                raise _too_large(path, head) from error
     except OSError as error:
         raise FailureError(f"{path}: {error.strerror}") from error
-    samples_of, starts, sizes = _without_empty(path, fields, metadata, columns)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What a file says of its tables, checked against the file's size."""
+
+    found: os.stat_result
+    page_size: int
+    fields: tuple[FieldInfo, ...]
+    row: np.dtype
+    samples: int
+    regions: int
+    metadata_end: int
+    table: int  # its offset
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the tables take at least."""
+        return self.samples * self.row.itemsize + self.regions * ALLOCATION.itemsize
+
+
+def _read_head(path: Path, file: IO[bytes], rows: Rows) -> _Head:
+    found = os.fstat(file.fileno())
+    header = _read(path, file.read(HEADER.itemsize), HEADER, 1)[0]
+    _check_header(path, header, found.st_size)
+    samples, count = int(header["num_samples"]), int(header["num_fields"])
+    described = _read(path, file.read(count * FIELD.itemsize), FIELD, count)
+    fields = tuple(_describe(path, number, field) for number, field in enumerate(described))
+    row, table = _row_type(path, fields, rows), int(header["alloc_table_ptr"])
+    head = _Head(
+        found=found,
+        page_size=int(header["page_size"]),
+        fields=fields,
+        row=row,
+        samples=samples,
+        regions=(found.st_size - table) // ALLOCATION.itemsize,
+        metadata_end=HEADER.itemsize + count * FIELD.itemsize + samples * row.itemsize,
+        table=table,
+    )
+    if head.metadata_end > table:
+        raise FailureError(f"{path}: its header is damaged; write it again")
+    _check_number_of_regions(path, head, rows)
+    if head.memory > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        raise _too_large(path, head)  # Linux would promise the memory, and later kill the process
+    return head
+
+
+def _check_number_of_regions(path: Path, head: _Head, rows: Rows) -> None:
+    """FFCV and we write one region for each field with data, of each sample."""
+    if any(field.name in rows for field in head.fields):
+        return  # those of a class that is not known here may have any number
+    none = np.empty(0, head.row)
+    count = sum(field.pointers(none[field.name]) is not None for field in head.fields)
+    if head.regions != head.samples * count:
+        raise FailureError(
+            f"{path} is damaged: its allocation table has {head.regions:,} regions, it must have "
+            f"{head.samples * count:,}; write it again"
+        )
+
+
+def _too_large(path: Path, head: _Head) -> FailureError:
+    return FailureError(f"{path}: its tables need {head.memory / 1e9:,.1f} GB of memory")
+
+
+def _read_rows(path: Path, file: IO[bytes], head: _Head) -> Tables:
+    content = file.read(head.samples * head.row.itemsize)
+    metadata = _read(path, content, head.row, head.samples)
+    file.seek(head.table)
+    columns = _read_allocations(path, file, head.regions)
+    samples, starts, sizes = _without_empty(path, head.fields, metadata, columns)
     if not (starts[1:] >= starts[:-1]).all():  # FFCV's with two workers
         order = np.argsort(starts, kind="stable")
-        samples_of, starts, sizes = samples_of[order], starts[order], sizes[order]
+        samples, starts, sizes = samples[order], starts[order], sizes[order]
     tables = Tables(
         path=path,
-        identity=(found.st_dev, found.st_ino),
-        page_size=page_size,
-        fields=fields,
-        metadata=metadata,
+        identity=(head.found.st_dev, head.found.st_ino),
+        page_size=head.page_size,
+        fields=head.fields,
+        metadata=_clear_pointers(head.fields, metadata),
         starts=starts,
         sizes=sizes,
-        samples=samples_of,
-        data_start=data_start,
-        data_end=table,
+        samples=samples,
+        data_start=-(-head.metadata_end // head.page_size) * head.page_size,
+        data_end=head.table,
     )
-    _check_regions(tables)
+    check_regions(tables)
     return tables
 
 
@@ -295,32 +388,44 @@ def _read_allocations(path: Path, file: IO[bytes], regions: int) -> list[np.ndar
 
 def _check_header(path: Path, header: np.void, size: int) -> None:
     page_size, table = int(header["page_size"]), int(header["alloc_table_ptr"])
-    if header["version"] != VERSION or page_size == 0 or page_size & (page_size - 1):
+    is_page_size = MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE and page_size.bit_count() == 1
+    if header["version"] != VERSION or not is_page_size:
         raise FailureError(f"{path} is no .beton file of version {VERSION}")
     if header["num_fields"] == 0:
         raise FailureError(f"{path} has no fields; write it again")
+    if header["num_fields"] > MAX_FIELDS:
+        raise FailureError(
+            f"{path} has {header['num_fields']:,} fields, at most {MAX_FIELDS:,} can be read"
+        )
     if table == 0:
         raise FailureError(f"{path}: its writing was not finished; write it again")
     if table > size or (size - table) % ALLOCATION.itemsize:
         raise FailureError(f"{path} was cut short, or something was added to it; write it again")
+    if header["num_samples"] == 0:
+        raise FailureError(f"{path}: it has no samples; write it again")
 
 
-def _describe(field: np.void) -> FieldInfo:
-    name = bytes(field["name"]).rstrip(b"\0").decode("ascii", "replace")
-    return FieldInfo(name, int(field["type_id"]), bytes(field["arguments"]))
+def _describe(path: Path, number: int, field: np.void) -> FieldInfo:
+    name = bytes(field["name"]).rstrip(b"\0")  # FFCV cuts it to 16 bytes
+    if not name or not all(32 <= letter < 127 for letter in name):
+        raise FailureError(
+            f"{path} is damaged: field {number} has the name {name!r}; a name must have 1 to 16 "
+            "printable ASCII characters"
+        )
+    return FieldInfo(name.decode(), int(field["type_id"]), bytes(field["arguments"]))
 
 
 def _row_type(path: Path, fields: tuple[FieldInfo, ...], rows: Rows) -> np.dtype:
     """The type of the metadata: FFCV's, but for the columns' names."""
     types: dict[str, np.dtype] = {}
     for field in fields:
-        if field.name in types:  # FFCV cuts them to 16 bytes
+        if field.name in types:
             raise FailureError(f"{path} has two fields with the name {field.name}")
         try:
             own = rows.get(field.name)
             types[field.name] = own(field.arguments) if own else _row_of(field)
         except FailureError as error:
-            raise UnknownFieldError(f"{path}, field {field.name}: {error}") from error
+            raise type(error)(f"{path}, field {field.name}: {error}") from error
     return np.dtype(list(types.items()), align=True)
 
 
@@ -328,7 +433,9 @@ def _row_of(field: FieldInfo) -> np.dtype:
     if field.type_id == OTHER_TYPE and field.form:
         return FORM_ROW
     if field.type_id not in ROWS:
-        raise FailureError(f"its type, {field.type_id}, is not known")
+        raise UnknownFieldError(f"its type, {field.type_id}, is not known")
+    if field.type_id in ARRAY_TYPES:
+        read_array(field.arguments)  # checks them
     return ROWS[field.type_id]
 
 
@@ -344,57 +451,16 @@ def _without_empty(
     return [column[~empty] for column in columns] if allowed else columns
 
 
-def _check_regions(tables: Tables) -> None:
-    """Raises FailureError where a region, or a sample's pointer, cannot be.
+def _clear_pointers(fields: tuple[FieldInfo, ...], metadata: np.ndarray) -> np.ndarray:
+    """The metadata with 0 for the pointers of empty bytes.
 
-    In blocks: what numpy makes in between stays in the processor's cache.
+    FFCV has them begin where another region does, or behind the file's end. Its decoders would copy
+    that other region, of any size; where none begins they copy nothing.
     """
-    counts: Counter[str] = Counter()
-    for begin in range(0, len(tables.starts), BLOCK):
-        for problem, found in _problems_of_regions(tables, begin).items():
-            counts[problem] += int(np.count_nonzero(found))
-    empty = tables.empty()
-    for pointers in tables.pointers():
-        ordered = np.array_equal(pointers, tables.starts)  # as one field in order has them
-        for begin in range(0, len(pointers), BLOCK):
-            lost = _lost(tables, pointers, begin, ordered=ordered) & ~empty[begin : begin + BLOCK]
-            counts["a sample without its region"] += int(np.count_nonzero(lost))
-    for problem, count in counts.items():
-        if count:
-            raise FailureError(f"{tables.path} is damaged: {problem} ({count}); write it again")
-
-
-def _problems_of_regions(tables: Tables, begin: int) -> dict[str, np.ndarray]:
-    """Which of a block of regions cannot be. Unsigned: 2^63 and more is none below 0."""
-    block = slice(begin, begin + BLOCK)
-    start, size = tables.starts[block], tables.sizes[block]
-    end = start + size
-    shift, last = np.uint64(tables.page_size.bit_length() - 1), np.uint64(1)  # pages: powers of two
-    following = tables.starts[begin + 1 : begin + BLOCK + 1]
-    return {
-        "a region outside the pages": (
-            (start < tables.data_start) | (end > tables.data_end) | (end < start)
-        ),
-        "a region across a page's end": (start ^ (end - last)) >> shift != 0,
-        "overlapping regions": following < end[: len(following)],
-        "a region of no sample": tables.samples[block] >= len(tables.metadata),
-    }
-
-
-def _lost(tables: Tables, pointers: np.ndarray, begin: int, *, ordered: bool) -> np.ndarray:
-    """Of a block of pointers, which do not lead to a region of their sample.
-
-    Args:
-        tables: of the file.
-        pointers: (samples,) of a field.
-        begin: of the block.
-        ordered: whether they are the regions' starts, one by one.
-    """
-    block = pointers[begin : begin + BLOCK]
-    numbers = np.arange(begin, begin + len(block), dtype=np.uint64)
-    if ordered:
-        return np.asarray(tables.samples[begin : begin + len(block)] != numbers)
-    if len(tables.starts) == 0:
-        return np.ones(len(block), bool)
-    place = np.minimum(np.searchsorted(tables.starts, block), len(tables.starts) - 1)
-    return np.asarray((tables.starts[place] != block) | (tables.samples[place] != numbers))
+    for field in fields:
+        if metadata.dtype[field.name] == BYTES_ROW:
+            empty = metadata[field.name]["size"] == 0
+            if metadata[field.name]["ptr"][empty].any():
+                metadata = metadata if metadata.flags.writeable else metadata.copy()
+                metadata[field.name]["ptr"][empty] = 0
+    return metadata

@@ -19,7 +19,7 @@ from resnet_ffcv.config import AugmentConfig, DataConfig, ImageConfig, TestConfi
 from resnet_ffcv.encode import open_image, to_rgb
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.loader import Loader
-from resnet_ffcv.manifest import Manifest, read_manifest
+from resnet_ffcv.manifest import Manifest, contradictions, read_manifest, read_pixel_mean
 from resnet_ffcv.models import IMAGENET_MEAN, IMAGENET_STD
 from resnet_ffcv.resized import ResizedImages
 from resnet_ffcv.stock import IntDecoder, OrderOption, Squeeze, ToDevice, ToTensor
@@ -161,17 +161,19 @@ def load_test_data(
 
 
 def open_file(path: str, key: str) -> File:
-    """A .beton with its manifest, its tables checked.
+    """A .beton with its manifest; its tables are checked, also against the manifest.
 
     Raises:
-        FailureError: it is missing (how to write it is said) or damaged.
+        FailureError: it is missing (the message has the command that writes it), damaged, or not
+            what its manifest says, such as labels that are beyond its classes.
     """
-    if not Path(path).is_file():
+    if not os.path.exists(path):
         command = COMMANDS.get(Path(path).parent.name)
         advice = f"`{command}` writes it" if command else OTHER_COMMAND
         raise FailureError(f"no file {path} ({key}): {advice}")
     manifest = read_manifest(Path(path))
-    read_image_tables(Path(path))  # checks them
+    if found := contradictions(read_image_tables(Path(path)), manifest):
+        raise FailureError(f"{path}: {'; '.join(found)}; write it again")
     return File(path, manifest)
 
 
@@ -206,14 +208,8 @@ def _per_channel(values: Any) -> Tensor:
 
 def _pixel_mean(config: DataConfig, manifest: Manifest) -> Tensor:
     if manifest.pixel_mean is None:
-        raise UsageError("data.normalize=pixel_mean wants training images of one size")
-    path = Path(config.train).parent / manifest.pixel_mean
-    try:
-        mean = torch.from_numpy(np.load(path))
-    except (OSError, ValueError, EOFError) as error:
-        raise FailureError(
-            f"{path}, the mean of {config.train}, cannot be read; write them again"
-        ) from error
+        raise UsageError("data.normalize=pixel_mean needs training images of one size")
+    mean = torch.from_numpy(read_pixel_mean(Path(config.train), manifest))
     if mean.shape[:2] != (config.resolution, config.resolution):
         raise UsageError(
             f"data.normalize=pixel_mean: the training images have {mean.shape[1]} x "

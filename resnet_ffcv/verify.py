@@ -1,15 +1,24 @@
 """Whether a .beton is whole: its tables, its checksums, its manifest, its images."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from resnet_ffcv.beton import FORMS, Tables, read_image_tables, read_tables
+from resnet_ffcv.beton import Tables, read_image_tables, read_tables
 from resnet_ffcv.checksums import compare
-from resnet_ffcv.errors import FailureError
-from resnet_ffcv.manifest import Manifest, Pages, manifest_path, read_manifest, spread
+from resnet_ffcv.errors import FailureError, UsageError
+from resnet_ffcv.manifest import (
+    Pages,
+    contradictions,
+    manifest_path,
+    read_manifest,
+    read_pixel_mean,
+)
 from resnet_ffcv.progress import Report
 
 
@@ -43,33 +52,38 @@ def verify(path: Path, report: Report, *, decode: bool = False) -> Verdict:
         decode: whether every image is decoded, too.
     """
     verdict = Verdict()
-    try:
-        ours = manifest_path(path).exists()
+    with _noting(path, verdict):
+        ours = os.path.lexists(manifest_path(path))
         tables = read_image_tables(path) if ours else read_tables(path)
-    except FailureError as error:
-        verdict.problems.append(str(error))
-        return verdict
-    verdict.samples = len(tables.metadata)
-    verdict.checked.append("tables: whether every sample has its data, inside the pages")
-    if ours:
-        _check_manifest(path, tables, verdict, report)
-    if decode:
-        _decode(path, tables, verdict, report)
+        verdict.samples = len(tables.metadata)
+        verdict.checked.append("tables: whether every sample has its data, inside the pages")
+        if ours:
+            with _noting(path, verdict):
+                _check_manifest(path, tables, verdict, report)
+        if decode:
+            _decode(path, tables, verdict, report)
     return verdict
 
 
-def _check_manifest(path: Path, tables: Tables, verdict: Verdict, report: Report) -> None:
+@contextmanager
+def _noting(path: Path, verdict: Verdict) -> Iterator[None]:
+    """What goes wrong is a problem of the file; what follows in the block is left out."""
     try:
-        manifest = read_manifest(path)
-    except FailureError as error:
+        yield
+    except (FailureError, UsageError) as error:
         verdict.problems.append(str(error))
-        return
-    try:
-        found = _nonsense(manifest) + _contradictions(tables, manifest)
-        found += _check_pixel_mean(path, manifest)
-    except TypeError as error:  # what stands there is of another type
-        found = [f"its manifest makes no sense: {error}"]
-    verdict.problems += [f"{path}: {words}" for words in found]
+    except OSError as error:
+        verdict.problems.append(f"{path} cannot be read: {error.strerror or error}")
+    except MemoryError:
+        verdict.problems.append(f"{path}: there is too little memory to check it")
+
+
+def _check_manifest(path: Path, tables: Tables, verdict: Verdict, report: Report) -> None:
+    manifest = read_manifest(path)
+    verdict.problems += [f"{path}: {words}" for words in contradictions(tables, manifest)]
+    if manifest.pixel_mean is not None:
+        with _noting(path, verdict):
+            read_pixel_mean(path, manifest)
     verdict.checked.append("manifest: number of samples, sizes, range of labels, mean image")
     report.begin(f"check {path.name}", len(manifest.pages.crc32), "pages")
     compared = compare(path, manifest.pages, report.advance)
@@ -78,56 +92,6 @@ def _check_manifest(path: Path, tables: Tables, verdict: Verdict, report: Report
         verdict.problems.append(f"{path}: its SHA-256 differs from the manifest's")
     verdict.damaged |= _samples_in(compared.pages, tables, manifest.pages)
     verdict.checked.append("checksums: of the tables, of every page, of the whole file")
-
-
-def _check_pixel_mean(path: Path, manifest: Manifest) -> list[str]:
-    """The mean image has the images' size, and its mean is that of the pixels."""
-    if manifest.pixel_mean is None:
-        return []
-    try:
-        mean = np.load(path.with_name(manifest.pixel_mean), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        return [f"{manifest.pixel_mean} cannot be read: {error}"]
-    shape = (manifest.height[0], manifest.width[0], 3)
-    if mean.shape != shape or np.abs(mean.mean((0, 1)) - (manifest.mean or 0)).max() > 1e-4:
-        return [f"{manifest.pixel_mean} is not the mean of these images"]
-    return []
-
-
-def _contradictions(tables: Tables, manifest: Manifest) -> list[str]:
-    found = []
-    images, labels = (tables.metadata[name] for name in ("image", "label"))
-    for side, said in (("width", manifest.width), ("height", manifest.height)):
-        has = spread(images[side])
-        if has != said:
-            found.append(f"its {side}s (least, median, most) are {has}, its manifest says {said}")
-    mode = manifest.options.get("mode")
-    if (mode if mode in FORMS else "rgb") != tables.form:
-        found.append(f"its images are of the form {tables.form}, its manifest says mode={mode}")
-    if len(labels) != manifest.samples:
-        found.append(f"it holds {len(labels):,} samples, its manifest says {manifest.samples:,}")
-    if not 0 <= labels.min() <= labels.max() < len(manifest.classes):
-        found.append(
-            f"its labels go from {labels.min()} to {labels.max()}, its manifest has "
-            f"{len(manifest.classes)} classes"
-        )
-    return found
-
-
-def _nonsense(manifest: Manifest) -> list[str]:
-    """What cannot be in a manifest, whatever its file holds."""
-    found = []
-    names = manifest.classes
-    if not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
-        raise TypeError("classes are no list of names")
-    if len(set(names)) < len(names):
-        found.append("its manifest has a class twice")
-    for what, values in (("mean", manifest.mean), ("std", manifest.std)):
-        if values is not None and (len(values) != 3 or not all(0 <= v <= 1 for v in values)):
-            found.append(f"its manifest has {what} {values}: wanted are three numbers from 0 to 1")
-    if (manifest.mean is None) != (manifest.std is None):
-        found.append("its manifest has a mean without a deviation, or a deviation without a mean")
-    return found
 
 
 def _samples_in(pages: list[int], tables: Tables, sums: Pages) -> dict[int, str]:
@@ -157,5 +121,5 @@ def _decode(path: Path, tables: Tables, verdict: Verdict, report: Report) -> Non
     report.advance(len(tables.metadata) - done)
     verdict.damaged |= images.damaged
     if done + len(images.damaged) != len(tables.metadata):
-        verdict.problems.append(f"{path}: {done:,} images decode, the others are not told of")
+        verdict.problems.append(f"{path}: {done:,} images decode, the others are not accounted for")
     verdict.checked.append("images: whether every one decodes")

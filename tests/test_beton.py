@@ -1,10 +1,12 @@
 """The format's tables, against files packed by hand and by FFCV itself."""
 
+import os
 import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import betons
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -93,13 +95,13 @@ DAMAGE = {
     "more samples than bytes": (put("<Q", 8, 2**60), "header is damaged"),
     "table beyond the end": (put("<Q", 16, 2**40), "cut short"),
     "fields": (put("<B", 24 + 1, ord("I")), "has the fields Image, label"),
-    "field type": (put("<B", 24, 1), "has the fields"),
+    "field type": (put("<B", 24, 1), "has 3 regions, it must have 0"),
     "unknown type": (put("<B", 24, 77), "field image: its type, 77, is not known"),
     "unknown form": (put("<B", 24, 255), "its class is not known"),
     "three fields": (put("<H", 2, 3), "is damaged"),
     "10 bytes cut": (lambda content: content.__delitem__(slice(-10, None)), "cut short"),
-    "a row cut": (lambda content: content.__delitem__(slice(-24, None)), "without its region"),
-    "a row added": (lambda content: content.extend(bytes(24)), "an empty region"),
+    "a row cut": (lambda content: content.__delitem__(slice(-24, None)), "has 2 regions"),
+    "a row added": (lambda content: content.extend(bytes(24)), "has 4 regions, it must have 3"),
     "region before the pages": (put("<Q", TABLE + 8, 100), "a region outside the pages"),
     "region behind the pages": (put("<Q", TABLE + 24 + 8, TABLE), "a region outside the pages"),
     "region beyond 2**63": (put("<Q", TABLE + 8, 2**64 - 5), "a region outside the pages"),
@@ -142,3 +144,81 @@ def test_no_shorter_file_opens(tmp_path: Path) -> None:
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(FailureError, match=r"gone\.beton: No such file"):
         beton.read_image_tables(tmp_path / "gone.beton")
+
+
+def test_names_of_fields_are_printable_ascii_of_one_to_sixteen_letters(tmp_path: Path) -> None:
+    path = tmp_path / "x.beton"
+    for name in (b"a", b"a b", b"x" * 16, b"~"):
+        path.write_bytes(betons.pack_file([(name, betons.INT, b"")], [[((3,), None)]]))
+        (field,) = beton.read_tables(path).fields
+        assert field.name == name.decode()
+    for name in (b"", b"\0a", b"a\0b", b"\x1b[31m", b"\xe9", b"a\nb", b"\x7f", b"\xff" * 16):
+        path.write_bytes(betons.pack_file([(name, betons.INT, b"")], [[((3,), None)]]))
+        with pytest.raises(FailureError, match="field 0 has the name b'") as error:
+            beton.read_tables(path)
+        assert str(error.value).isprintable()
+
+
+def test_two_fields_of_one_name_are_refused(tmp_path: Path) -> None:
+    fields = [(b"a", betons.INT, b""), (b"a", betons.FLOAT, b"")]
+    (tmp_path / "x.beton").write_bytes(betons.pack_file(fields, [[((3,), None), ((3,), None)]]))
+    with pytest.raises(FailureError, match="two fields with the name a"):
+        beton.read_tables(tmp_path / "x.beton")
+
+
+def test_more_fields_than_can_be_read_are_named(tmp_path: Path) -> None:
+    def packed(count: int) -> bytes:
+        fields = [(str(number).encode(), betons.INT, b"") for number in range(count)]
+        return bytes(betons.pack_file(fields, [[((3,), None)] * count]))
+
+    path = tmp_path / "x.beton"
+    path.write_bytes(packed(beton.MAX_FIELDS))
+    assert len(beton.read_tables(path).fields) == 1_000
+    path.write_bytes(packed(beton.MAX_FIELDS + 1))
+    with pytest.raises(FailureError, match="has 1,001 fields, at most 1,000"):
+        beton.read_tables(path)
+
+
+@pytest.mark.parametrize("page", [0, 1, 2048, 4095, 4097, 2**31 + 4096, 2**32 - 1])
+def test_absurd_sizes_of_pages_are_refused(tmp_path: Path, page: int) -> None:
+    content = pack(IMAGES)
+    struct.pack_into("<I", content, 4, page)
+    (tmp_path / "x.beton").write_bytes(content)
+    with pytest.raises(FailureError, match=r"no \.beton file"):
+        beton.read_tables(tmp_path / "x.beton")
+
+
+def test_a_file_without_samples_is_named(tmp_path: Path) -> None:
+    for fields in ([(b"x", betons.INT, b"")], [(b"x", betons.BYTES, b"")]):
+        (tmp_path / "x.beton").write_bytes(betons.pack_file(fields, []))
+        with pytest.raises(FailureError, match="it has no samples"):
+            beton.read_tables(tmp_path / "x.beton")
+
+
+def test_tables_beyond_memory_are_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, samples = tmp_path / "sparse.beton", 2**40  # 8 TB of rows, of holes
+    content = betons.pack_file([(b"x", betons.INT, b"")], [[((3,), None)]])
+    struct.pack_into("<QQ", content, 8, samples, 2**43 + 4096)
+    with path.open("wb") as file:
+        file.write(content[:PAGE])
+        file.truncate(2**43 + 4096)
+    with pytest.raises(FailureError, match=r"its tables need 8,796\.1 GB of memory"):
+        beton.read_tables(path)
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(beton, "check_regions", fail)
+    path.write_bytes(pack(IMAGES))
+    with pytest.raises(FailureError, match=r"its tables need 0\.0 GB of memory"):
+        beton.read_tables(path)
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.beton"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path, Path("/dev/zero"), Path("/")):
+        with pytest.raises(FailureError, match=f"{path}: is not a regular file"):
+            beton.read_tables(path)

@@ -1,6 +1,8 @@
 """From a recipe to inputs: normalisation, splits, and what does not fit a file."""
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from resnet_ffcv.decoders import CenterCrop, ResizedCenterCrop
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.progress import Report
 from resnet_ffcv.sources import open_source
+from resnet_ffcv.verify import verify
 from resnet_ffcv.writer import write_dataset
 
 CPU = torch.device("cpu")
@@ -232,6 +235,56 @@ def test_a_file_whose_tables_are_damaged_is_refused(sample_folder: Path, tmp_pat
     content[row + beton.RGB_ROW.fields["data_ptr"][1]] ^= 1  # it begins a byte later, or earlier
     path.write_bytes(content)
     with pytest.raises(FailureError, match=r"train\.beton is damaged: a sample without its region"):
+        load_data(recipe(tmp_path), TestConfig(batch_size=8), 0, CPU)
+
+
+LABELS = 24 + 2 * 1041 + 16  # of the first sample, in the file; rows have 24 bytes
+
+
+@pytest.mark.parametrize(("label", "words"), [(-100, "-100 to 9"), (10, "0 to 10"), (2**62, "")])
+def test_labels_beyond_the_classes_are_refused_wherever_a_file_is_opened(
+    sample_folder: Path, tmp_path: Path, label: int, words: str
+) -> None:
+    for name in ("train", "val"):
+        copy_files(sample_folder, tmp_path)
+        with (tmp_path / f"{name}.beton").open("r+b") as file:
+            file.seek(LABELS + 5 * beton.ROW_BYTES)
+            file.write(label.to_bytes(8, "little", signed=True))
+        found = rf"{name}\.beton: its labels go from {words}.*, its manifest has 10 classes"
+        for config in (recipe(tmp_path), recipe(tmp_path, split=10)):
+            with pytest.raises(FailureError, match=found):
+                load_data(config, TestConfig(batch_size=8), 0, CPU)
+        if name == "val":
+            with pytest.raises(FailureError, match=found):
+                load_test_data(recipe(tmp_path), TestConfig(batch_size=8), CPU)
+            with pytest.raises(FailureError, match=found):
+                data.open_file(str(tmp_path / "val.beton"), "data.val")
+        assert any(
+            re.search(found, p) for p in verify(tmp_path / f"{name}.beton", Report()).problems
+        )
+
+
+def test_a_manifest_that_contradicts_its_file_is_refused(
+    sample_folder: Path, tmp_path: Path
+) -> None:
+    changes: dict[str, dict[str, object]] = {
+        "its labels go from 0 to 9, its manifest has 9 classes": {"classes": list("abcdefghi")},
+        r"its widths .* are \[32, 32, 32\], its manifest says \[1, 2, 3\]": {"width": [1, 2, 3]},
+        "its images are of the form rgb, its manifest says mode=dct": {"options": {"mode": "dct"}},
+    }
+    for words, change in changes.items():
+        copy_files(sample_folder, tmp_path)
+        change_manifest(tmp_path / "val.beton.json", **change)
+        with pytest.raises(FailureError, match=words) as error:
+            data.open_file(str(tmp_path / "val.beton"), "data.val")
+        assert str(error.value).startswith(f"{tmp_path}/val.beton: ")
+
+
+def test_what_is_no_file_is_not_waited_for(sample_folder: Path, tmp_path: Path) -> None:
+    copy_files(sample_folder, tmp_path)
+    (tmp_path / "train.beton").unlink()
+    os.mkfifo(tmp_path / "train.beton")
+    with pytest.raises(FailureError, match=r"train\.beton"):
         load_data(recipe(tmp_path), TestConfig(batch_size=8), 0, CPU)
 
 

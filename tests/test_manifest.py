@@ -1,6 +1,7 @@
 """What stands beside a .beton: its keys, its bytes, and what is refused."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,10 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from resnet_ffcv.config import ImageConfig, OutputConfig, WriteConfig, WriterConfig
 from resnet_ffcv.errors import FailureError
-from resnet_ffcv.manifest import Manifest, manifest_path, read_manifest, write_manifest
+from resnet_ffcv.manifest import (
+    MANIFEST_LIMIT,
+    Manifest,
+    manifest_path,
+    read_manifest,
+    read_pixel_mean,
+    spread,
+    write_manifest,
+)
 from resnet_ffcv.progress import Report
 from resnet_ffcv.sources import Source, Split
 from resnet_ffcv.writer import write_dataset
@@ -102,3 +113,128 @@ def test_what_is_wrong_is_named(written: Callable[..., Path], kind: str) -> None
     with pytest.raises(FailureError, match=words) as error:
         read_manifest(path)
     assert path.name in str(error.value)
+
+
+# What each key may be changed to, one at a time, and the key that the error must name.
+PAGES: dict[str, list[Any]] = {
+    "size": [0, -1, 1.5, 2**62, 4095, 2048, "8", None, True],
+    "first": [0, -8_388_608, 8_388_609, 2**63, None],
+    "crc32": [[], None, 3, ["zzzzzzzz"], ["0123abc"], ["0123abcd\n"], [7]],
+    "head_crc32": ["", 5, "0123ABCD"],
+    "table_crc32": [None, "0" * 9],
+}
+KEYS: dict[str, list[Any]] = {
+    "format_version": ["2", 2.5, None],
+    "source": ["", 3, None, "x" * 10_001],
+    "classes": [[], 3, "ab", {"a": 1}, ["a", "a"], ["a", ""], ["a", 1], None, ["x" * 10_001, "y"]],
+    "samples": [0, -1, 2.5, "5", 2**63, 10**400, True],
+    "width": [[8, 8], [8, 8, 8, 8], [8, 7, 8], [9, 8, 8], [0, 8, 8], [8, 8, 65_536], 8, None],
+    "height": [[8.5, 8, 8], ["8", "8", "8"]],
+    "mean": [[0.5], [0.5] * 5, [0.5, 0.5, 1.1], [0.5, 0.5, -0.1], ["0.5"] * 3, 0.5, None],
+    "std": [None, [9, 9, 9]],
+    "pixel_mean": ["", "../train.beton.pixel_mean.npy", "/dev/zero", "other.npy", 3,
+                   "train.beton.pixel_mean.npy\n"],
+    "options": [[], "mode", None, {"mode": []}, {"mode": {"deep": 1}}],
+    "skipped": [None, "a", [3]],
+    "images_sha256": ["", "0" * 63, "g" * 64, 3],
+    "sha256": [None, "0" * 64 + "\n"],
+    "pages": [None, [], 3, {}],
+}  # fmt: skip
+NAMED = {"size": "size", "std": "mean|std", "mean": "mean|std"}
+
+
+def test_a_value_that_makes_no_sense_is_named_with_its_key(written: Callable[..., Path]) -> None:
+    path = written()
+    good = json.loads(manifest_path(path).read_text())
+    assert good["pixel_mean"] is not None
+    cases = [(key, {**good, key: value}) for key, values in KEYS.items() for value in values]
+    for key, values in PAGES.items():
+        cases += [(key, {**good, "pages": {**good["pages"], key: value}}) for value in values]
+    cases += [(key, {k: v for k, v in good.items() if k != key}) for key in good]
+    for key, content in cases:
+        manifest_path(path).write_text(json.dumps(content))
+        with pytest.raises(FailureError, match=NAMED.get(key, key)) as error:
+            read_manifest(path)
+        words = str(error.value)
+        assert f"manifest {manifest_path(path)} cannot be read (" in words
+        assert "\n" not in words
+        assert len(words) < len(str(path)) + 250
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["NaN", "Infinity", "-Infinity", "1e999", "[" * 100_000, '{"a":' * 100_000, "9" * 100_000,
+     '"\\udce9"', "\x00", '"\x1b[31m"'],
+)  # fmt: skip
+def test_what_is_no_plain_json_is_one_line(written: Callable[..., Path], text: str) -> None:
+    path = written()
+    good = manifest_path(path).read_text()
+    places = ('"samples": 5', '"quality": 80', '"format_version": 2')
+    good = good.replace("{", '{"later": {"version": 1},', 1)
+    manifest_path(path).write_text(good)
+    read_manifest(path)  # keys that are not known are ignored
+    for place in places:
+        manifest_path(path).write_text(good.replace(place, place[: place.index(": ") + 2] + text))
+        with pytest.raises(FailureError, match=r"train\.beton\.json") as error:
+            read_manifest(path)
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < len(str(path)) + 250
+
+
+def test_a_manifest_that_is_no_file_or_too_large_is_refused(written: Callable[..., Path]) -> None:
+    path = written()
+    place = manifest_path(path)
+    content = place.read_text()
+    place.write_text(content.ljust(MANIFEST_LIMIT))
+    read_manifest(path)
+    place.write_text(content.ljust(MANIFEST_LIMIT + 1))
+    with pytest.raises(FailureError, match="has more than 67,108,864 bytes"):
+        read_manifest(path)
+    place.unlink()
+    os.mkfifo(place)
+    with pytest.raises(FailureError, match="is not a regular file"):
+        read_manifest(path)
+    place.unlink()
+    place.symlink_to("/dev/zero")
+    with pytest.raises(FailureError, match="is not a regular file"):
+        read_manifest(path)
+
+
+@given(sides=st.lists(st.integers(1, 65_535), min_size=1, max_size=30))
+def test_spread_is_numpys_least_median_and_greatest(sides: list[int]) -> None:
+    expected = [min(sides), int(np.median(sides)), max(sides)]
+    assert spread(np.array(sides, np.uint16)) == expected
+
+
+def test_a_mean_image_must_be_that_of_the_images(written: Callable[..., Path]) -> None:
+    path = written()
+    manifest = read_manifest(path)
+    place = path.with_name("train.beton.pixel_mean.npy")
+    whole, mean = place.read_bytes(), np.load(place)
+    np.testing.assert_array_equal(read_pixel_mean(path, manifest), mean)
+    unlike: list[Any] = [
+        mean.astype(np.float64), mean[:4], mean[:, :, :2], 1 - mean, mean * np.nan,
+        mean + 2, np.asfortranarray(mean), mean.astype(">f4"), np.array(["x"]),
+        np.zeros(0, [("a", "f4")]), mean.astype(object),
+    ]  # fmt: skip
+    for array in unlike:
+        np.save(place, array, allow_pickle=True)
+        with pytest.raises(FailureError, match="the mean of"):
+            read_pixel_mean(path, manifest)
+    for content in (
+        b"",
+        whole[:-1],
+        whole + b"\0",
+        whole.replace(b"(8, 8, 3)", b"(8589934592, 8, 3)"),
+    ):
+        place.write_bytes(content)
+        with pytest.raises(FailureError, match="the mean of"):
+            read_pixel_mean(path, manifest)
+    place.write_bytes(whole)
+    for other in ({"width": [7, 8, 8]}, {"width": [257] * 3}):
+        with pytest.raises(FailureError, match="cannot be the mean of"):
+            read_pixel_mean(path, replace(manifest, **other))
+    place.unlink()
+    os.mkfifo(place)
+    with pytest.raises(FailureError, match="is not a regular file"):
+        read_pixel_mean(path, manifest)

@@ -1,19 +1,28 @@
 """That every damage to a file is found and named, and none is where there is none."""
 
+import contextlib
+import errno
+import hashlib
 import json
+import os
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
+import betons
 import numpy as np
 import pytest
 from betons import spoil, write_noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import write_datasets
 from resnet_ffcv import beton
-from resnet_ffcv.manifest import manifest_path, read_manifest
+from resnet_ffcv.errors import FailureError
+from resnet_ffcv.manifest import Manifest, Pages, manifest_path, read_manifest, write_manifest
 from resnet_ffcv.progress import Report
 from resnet_ffcv.verify import verify
 
@@ -164,6 +173,118 @@ def test_the_command(tmp_path: Path) -> None:
     for arguments in (["--verify", "/nowhere"], ["--decode=true"], ["--verify", "x", "--decode=2"]):
         wrong = run(*arguments)
         assert (wrong.returncode, wrong.stdout) == (2, "")
+
+
+def test_what_is_no_file_is_one_line(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (tmp_path, pipe, Path("/dev/zero")):
+        with pytest.raises(FailureError, match=f"--verify {path}: no file, but a folder"):
+            write_datasets.main(["--verify", str(path)])
+        (problem,) = verify(path, Report()).problems
+        assert problem == f"{path}: is not a regular file"
+
+
+def test_a_file_of_no_samples_is_not_whole_and_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.beton"
+    fields = [(b"image", betons.RGB, b""), (b"label", betons.INT, b"")]
+    path.write_bytes(betons.pack_file(fields, []))
+    verdict = verify(path, Report(), decode=True)
+    assert not verdict.whole
+    assert "it has no samples" in verdict.problems[0]
+    with pytest.raises(FailureError, match="it has no samples"):
+        write_datasets.main(["--info", str(path)])
+
+
+def test_a_file_that_cannot_be_read_to_its_end_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path)
+    for error in (OSError(errno.EIO, "Input/output error"), MemoryError()):
+
+        def fail(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("resnet_ffcv.verify.compare", fail)
+        verdict = verify(path, Report())
+        assert len(verdict.problems) == 1
+        assert str(path) in verdict.problems[0]
+
+
+def test_pages_of_other_size_than_the_files_are_found(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    content = json.loads(manifest_path(path).read_text())
+    pages = content["pages"]
+    half = pages["size"] // 2
+    content["pages"] = pages | {"size": half, "crc32": pages["crc32"] * 2}
+    manifest_path(path).write_text(json.dumps(content))
+    words = " ".join(verify(path, Report()).problems)
+    assert f"its pages have {pages['size']:,} bytes from" in words
+    assert f"its manifest says {half:,} from" in words
+
+
+def test_another_quality_of_dct_than_the_manifests_is_found(tmp_path: Path) -> None:
+    path = write(tmp_path, "dct", 3)
+    assert verify(path, Report()).whole
+    content = json.loads(manifest_path(path).read_text())
+    content["options"]["quality"] = 91
+    manifest_path(path).write_text(json.dumps(content))
+    words = " ".join(verify(path, Report()).problems)
+    assert "its images are of quality 90, its manifest says quality=91" in words
+
+
+CHANGED: list[Any] = [None, 0, -1, 1.5, 2**63, True, "", "a", [], [0], {}, {"a": []}, [[]], 1e308]
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_no_manifest_ends_in_anything_but_a_verdict(small: Path, data: st.DataObject) -> None:
+    content = json.loads(manifest_path(small).read_text())
+    for _ in range(data.draw(st.integers(1, 2))):
+        place = content["pages"] if data.draw(st.booleans()) else content
+        if not isinstance(place, dict):
+            continue
+        key = data.draw(st.sampled_from(sorted(place)))
+        value = data.draw(st.sampled_from(CHANGED))
+        if isinstance(place[key], list) and place[key] and data.draw(st.booleans()):
+            place[key] = [*place[key][:-1], value]
+        else:
+            place[key] = value
+    path = small.with_name("changed.beton")
+    path.write_bytes(small.read_bytes())
+    manifest_path(path).write_text(json.dumps(content))
+    with contextlib.suppress(FailureError):
+        read_manifest(path)
+    for problem in verify(path, Report()).problems:
+        assert "\n" not in problem
+        assert "unexpected" not in problem
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two samples in a page of 4,096 bytes, with a manifest; it is whole."""
+    path = tmp_path_factory.mktemp("small") / "small.beton"
+    fields = [(b"image", betons.RGB, b""), (b"label", betons.INT, b"")]
+    image = ((1, 4, 4), 48)
+    content = bytes(betons.pack_file(fields, [[image, ((0,), None)], [image, ((1,), None)]]))
+    path.write_bytes(content)
+    (end,) = struct.unpack_from("<Q", content, 16)
+    first, page = end - betons.PAGE, betons.PAGE
+    manifest = Manifest(
+        format_version=2, source="mine", classes=["a", "b"], samples=2, width=[4] * 3,
+        height=[4] * 3, mean=None, std=None, pixel_mean=None, options={"mode": "raw"}, skipped=[],
+        images_sha256="0" * 64, sha256=hashlib.sha256(content).hexdigest(),
+        pages=Pages(
+            page, first, [crc(content[first:end])], crc(content[:first]), crc(content[end:])
+        ),
+    )  # fmt: skip
+    write_manifest(manifest, manifest_path(path))
+    assert verify(path, Report(), decode=True).whole
+    return path
+
+
+def crc(content: bytes) -> str:
+    return f"{zlib.crc32(content):08x}"
 
 
 def test_a_file_without_fields_is_not_whole(tmp_path: Path) -> None:

@@ -96,13 +96,14 @@ print(f"{seconds:.1f} s, {(resident() - before - loader.reader.metadata.nbytes) 
 
 
 def write_large(path: Path, samples: int) -> None:
-    """A sparse file of so many raw images of 4 x 4 pixels, in a field of FFCV's."""
-    page_size, size = beton.DEFAULT_PAGE_SIZE, 100_000  # of a region: 128 GB, of holes
-    first, in_page = beton.first_page(samples, page_size), page_size // 100_000
+    """A sparse file of `samples` raw images in a field of FFCV's, 128 GB of holes."""
+    height, width, page_size = 182, 183, beton.DEFAULT_PAGE_SIZE
+    size = 3 * height * width
+    first, in_page = beton.first_page(samples, page_size), page_size // size
     numbers = np.arange(samples)
     metadata = np.zeros(samples, beton.metadata_type(beton.RGB_ROW))
     metadata["image"]["mode"], metadata["label"] = beton.RAW, numbers
-    metadata["image"]["width"] = metadata["image"]["height"] = 4
+    metadata["image"]["width"], metadata["image"]["height"] = width, height
     starts = first + numbers // in_page * page_size + numbers % in_page * size
     metadata["image"]["data_ptr"] = starts
     table = np.zeros(samples, beton.ALLOCATION)
