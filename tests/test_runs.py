@@ -2,37 +2,26 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from saved import checkpoint, record
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from resnet_ffcv import runs
+from resnet_ffcv import environment, runs
+from resnet_ffcv.checkpoints import read_checkpoint
 from resnet_ffcv.config import RunConfig, TrainConfig, TrainingConfig
 from resnet_ffcv.errors import FailureError, UsageError
-from resnet_ffcv.models import build_model
 from resnet_ffcv.runs import Run
 
 CPU = torch.device("cpu")
 
 
-def record(epoch: int, accuracy: float) -> dict[str, Any]:
-    figures = {"epoch": epoch, "step": 10 * epoch, "lr": 0.1, "val_top1": accuracy}
-    return {**figures, "train_loss": 1 / epoch, "val_loss": 2.0, "train_top1": 9.0}
-
-
-def checkpoint(records: list[dict[str, Any]]) -> dict[str, Any]:
-    step, spec = records[-1]["step"], build_model("resnet8", 2).spec
-    return {"model": {"x": torch.ones(2)}, "spec": spec, "step": step, "records": list(records)}
-
-
 def create(folder: Path) -> Run:
-    return Run.create(
-        TrainConfig(run=RunConfig(folder=str(folder)), training=TrainingConfig(precision="fp32")),
-        CPU,
-    )
+    training = TrainingConfig(precision="fp32")
+    config = TrainConfig(run=RunConfig(folder=str(folder)), training=training)
+    return Run.create(runs.make_folder(config), config, CPU)
 
 
 def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
@@ -51,7 +40,7 @@ def test_runs_of_one_second_have_folders_of_their_own(
     monkeypatch.setattr(runs.time, "strftime", lambda _: "now")
     # As when another run makes the folder between a look and the making.
     monkeypatch.setattr(Path, "exists", lambda _: False)
-    names = [Run.create(TrainConfig(), CPU).folder.name for _ in range(3)]
+    names = [runs.make_folder(TrainConfig()).name for _ in range(3)]
     assert names == ["resnet20-now", "resnet20-now-2", "resnet20-now-3"]
 
 
@@ -97,10 +86,10 @@ def test_a_best_checkpoint_that_a_kill_left_out_is_written_by_the_resume(tmp_pat
     run.save_checkpoint("last", checkpoint(records))  # the best, but killed before it is said
     Run.reopen(run.folder, CPU, "fp32")
     best = run.folder / "checkpoints" / "best"
-    assert runs.read_checkpoint(best)["step"] == 20
+    assert read_checkpoint(best).step == 20
     run.save_checkpoint("last", checkpoint([*records, record(3, 15.0)]))
     Run.reopen(run.folder, CPU, "fp32")
-    assert runs.read_checkpoint(best)["step"] == 20
+    assert read_checkpoint(best).step == 20
 
 
 def test_another_place_that_a_run_goes_on_in_is_noted(
@@ -111,7 +100,7 @@ def test_another_place_that_a_run_goes_on_in_is_noted(
     run.save_checkpoint("last", checkpoint([record(1, 10.0)]))
     Run.reopen(run.folder, CPU, "fp32")
     assert json.loads((run.folder / "environment.json").read_text()) == first
-    monkeypatch.setattr(runs, "_commit", lambda: "f" * 40 + "-dirty")
+    monkeypatch.setattr(environment, "_commit", lambda: "f" * 40 + "-dirty")
     for _ in range(2):  # the second finds itself where it was
         Run.reopen(run.folder, CPU, "fp32")
     found = json.loads((run.folder / "environment.json").read_text())

@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from resnet_ffcv import config as configuration
-from resnet_ffcv import jobs, training
+from resnet_ffcv import generators, jobs, training
 from resnet_ffcv.config import AugmentConfig, TrainConfig, TrainingConfig
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.models import build_model
@@ -692,11 +692,11 @@ def draw_from_all() -> list[float]:
 
 
 def test_generators_go_on_from_where_they_were() -> None:
-    training.seed_generators(5)
+    generators.seed_generators(5)
     np.random.normal()  # noqa: NPY002  # which keeps a second draw back
-    states = training.generator_states()
+    states = generators.generator_states()
     drawn = draw_from_all()
-    training.restore_generators(states)
+    generators.restore_generators(states)
     assert draw_from_all() == drawn
 
 

@@ -456,17 +456,28 @@ def test_files_without_a_state_dict_are_refused(
     assert "holds no weights: no state dict of tensors" in refusal(model, tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize("spec", [None, 3, {}, {"name": "resnet8"}])
+@pytest.mark.parametrize(
+    ("spec", "fault"),
+    [
+        (None, "expected `object`, got `null`"),
+        (3, "expected `object`, got `int`"),
+        ({}, "missing required field `name`"),
+        ({"name": "resnet8"}, "missing required field `num_classes`"),
+        ({"name": 5}, "expected `str`, got `int`"),
+    ],
+)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_spec_that_says_too_little_is_refused(
-    spec: Any, suffix: str, model: nn.Module, tmp_path: Path
+    spec: Any, fault: str, suffix: str, model: nn.Module, tmp_path: Path
 ) -> None:
     path, state = tmp_path / f"w{suffix}", model.state_dict()
     if suffix == ".pth":
         torch.save({"model": state, "spec": spec}, path)
     else:
         safetensors.torch.save_file(state, path, {"resnet_ffcv": json.dumps({"spec": spec})})
-    assert "but not its name, num_classes, shortcut, stride_in" in refusal(model, path)
+    message = refusal(model, path)
+    assert f"{path}: spec" in message
+    assert fault in message.lower()
 
 
 def test_a_spec_that_is_no_json_is_refused(model: nn.Module, tmp_path: Path) -> None:
