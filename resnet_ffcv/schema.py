@@ -44,8 +44,8 @@ def convert(content: Any, kind: type[T], where: str) -> T:
     """
     try:
         return msgspec.convert(content, kind)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except Exception as error:  # torch's too: msgspec looks into a tensor as into a mapping
         what, _, key = str(error).rpartition(" - at ")
         key = key.strip("`").removeprefix("$").removeprefix(".") if what else ""
-        message = f"{key}: {what}" if key else what or key or str(error)
+        message = f"{key}: {what}" if what and key else what or str(error)
         raise FailureError(f"{where}: {shorten(message)}") from error
