@@ -108,8 +108,8 @@ def _flatten(content: Mapping[Any, Any], path: Path) -> Values:
     for section, keys in content.items():
         if not isinstance(section, str) or not isinstance(keys, dict):
             raise UsageError(
-                f"{path}: {section if isinstance(section, str) else brief(section)} is not a "
-                "section of keys (section:, then key: value below it)"
+                f"{path}: {shorten(str(section))} is not a section of keys (section:, then "
+                "key: value below it)"
             )
         for name, value in keys.items():
             if not isinstance(name, str):

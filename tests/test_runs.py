@@ -1,6 +1,8 @@
 """The run folder: its name, checkpoints that fit each other, its log for TensorBoard, pictures."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,11 @@ import torch
 from saved import checkpoint, record
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from resnet_ffcv import environment, runs
+from resnet_ffcv import environment, jobs, runs
 from resnet_ffcv.checkpoints import read_checkpoint
 from resnet_ffcv.config import RunConfig, TrainConfig, TrainingConfig
 from resnet_ffcv.errors import FailureError, UsageError
+from resnet_ffcv.opening import temporary_path
 from resnet_ffcv.runs import Run
 
 CPU = torch.device("cpu")
@@ -124,3 +127,112 @@ def test_class_names_are_drawn_as_they_are(tmp_path: Path, name: str) -> None:
     assert (run.folder / "batch.png").stat().st_size > 0
     figure = runs.draw_images(np.zeros((1, 4, 4, 3)), [name])
     assert figure.axes[0].get_title() == name
+
+
+# Folders from somebody else, and two processes in one folder ----------------------------
+
+
+def contents(folder: Path) -> dict[Path, tuple[int, int, int]]:
+    """What would show that something was written: places, sizes and times."""
+    found = {path: path.lstat() for path in folder.rglob("*")}
+    return {path: (x.st_ino, x.st_size, x.st_mtime_ns) for path, x in found.items()}
+
+
+def stopped_run(folder: Path) -> Run:
+    run = create(folder)
+    run.save_checkpoint("last", checkpoint([record(1, 10.0)]))
+    return run
+
+
+@pytest.mark.parametrize("name", [*runs.FILES, ".log.jsonl.part", "tensorboard", "checkpoints/x"])
+def test_a_folder_with_a_link_that_leads_out_is_refused_and_nothing_is_written(
+    tmp_path: Path, name: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    run = stopped_run(tmp_path / "run").folder
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(victim)
+    before = contents(run)
+    config = TrainConfig(run=RunConfig(folder=str(run)))
+    for begin in (
+        lambda: runs.make_folder(config),
+        lambda: jobs.resume(str(run), {"run.resume": str(run)}),
+    ):
+        with pytest.raises(FailureError, match=r"is a link that leads out of"):
+            begin()
+    assert victim.read_text() == "mine"
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("make", [os.symlink, os.link])
+def test_a_log_that_became_a_link_is_not_written_through(
+    tmp_path: Path, make: Callable[[Path, Path], None]
+) -> None:
+    run, victim = create(tmp_path / "run"), tmp_path / "victim"
+    victim.write_text("mine")
+    (run.folder / "log.jsonl").unlink()
+    make(victim, run.folder / "log.jsonl")
+    with pytest.raises(FailureError, match=r"log\.jsonl could not be written: (is a|has a second)"):
+        run.log(record(1, 10.0))
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["checkpoints/last", "environment.json", "config.yaml"])
+def test_a_pipe_in_a_runs_folder_is_one_line(tmp_path: Path, name: str) -> None:
+    run = stopped_run(tmp_path / "run").folder
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    with pytest.raises((FailureError, UsageError), match=name.rpartition("/")[2]):
+        jobs.resume(str(run), {"run.resume": str(run), "training.device": "cpu"})
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[", "[]", "3", '{"resumed": 3}', '{"resumed": [3]}', '{"resumed": [{"step": "x"}]}',
+     '{"resumed": [{"step": -1}]}', '{"resumed": [{"step": 1e999}]}', "[" * 100_000,
+     '{"a": ' * 100_000, "{" + " " * (1 << 20) + "}"],
+)  # fmt: skip
+def test_a_damaged_environment_is_one_line(tmp_path: Path, content: str) -> None:
+    run = stopped_run(tmp_path / "run").folder
+    (run / "environment.json").write_text(content)
+    with pytest.raises(FailureError, match=r"environment\.json") as caught:
+        Run.reopen(run, CPU, "fp32")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard"])
+def test_a_file_in_the_place_of_a_folder_is_one_line(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / name).touch()
+    with pytest.raises(FailureError, match=r"File exists|Not a directory"):
+        create(folder).log(record(1, 10.0))
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    run = stopped_run(tmp_path / "run").folder
+    parts = [temporary_path(run / name, "part") for name in runs.FILES]
+    others = [run / ".notes.0123456789abcdef.part", run / ".log.jsonl.part"]
+    for path in (*parts, *others):
+        path.touch()
+    Run.reopen(run, CPU, "fp32")
+    assert not any(path.exists() for path in parts)
+    assert all(path.exists() for path in others)
+
+
+def test_a_run_has_one_writer(tmp_path: Path) -> None:
+    """A second lock in one process is refused as in two: it is of the open folder."""
+    run = stopped_run(tmp_path / "run").folder
+    before = contents(run)
+    with (
+        runs.hold(run),
+        pytest.raises(FailureError, match=f"is training in {run}; wait until it ends, or stop it"),
+    ):
+        jobs.resume(str(run), {"run.resume": str(run)})
+    assert contents(run) == before
+    with runs.hold(run):  # it was given back
+        pass
+    with pytest.raises(FailureError, match="No such file"), runs.hold(tmp_path / "none"):
+        pass

@@ -6,6 +6,7 @@ of kilobytes may unpack to terabytes, and so may a tensor whose strides are 0.
 
 import hashlib
 import json
+import os
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -28,6 +29,7 @@ CHECKSUM = "sha256"  # among the facts: safetensors has no checksum of its own
 MOST_FACTS = 32 << 20  # bytes of their JSON; a mean for each of 512 x 512 pixels has 16 million
 MOST_MEMBERS = 65_536  # of an archive; a checkpoint has about five for each parameter
 ZIP_START = b"PK\x03\x04"  # by which torch.load, too, tells its archives from its older files
+ZIP_END, ZIP_END_SIZE = b"PK\x05\x06", 22  # the last bytes, where nothing follows
 LOCAL_HEADER = 30  # bytes, before the name
 
 DTYPES = {
@@ -78,8 +80,10 @@ def _check_zip(file: IO[bytes], path: Path) -> None:
     """
     if file.read(len(ZIP_START)) != ZIP_START:
         return  # torch's files from before 1.6; their sizes are checked as they are read
+    file.seek(-ZIP_END_SIZE, os.SEEK_END)
+    ends = file.read(len(ZIP_END)) == ZIP_END
     with zipfile.ZipFile(file) as archive:
-        fault = _find_zip_fault(archive)
+        fault = _find_zip_fault(archive) if ends else "an archive with something around it"
         if fault:
             raise FailureError(f"weights {path} cannot be read: {fault}; torch.save writes no such")
         has_sums = any(member.CRC for member in archive.infolist())
@@ -98,7 +102,7 @@ def _find_zip_fault(archive: zipfile.ZipFile) -> str | None:
     if len({member.filename for member in members}) < len(members):
         return "an archive with a name given twice"
     ends = [*(member.header_offset for member in members), archive.start_dir]
-    if ends[0] != 0 or archive.comment:
+    if ends[0] != 0:
         return "an archive with something around it"
     for member, (start, end) in zip(members, pairwise(ends), strict=True):
         name = PurePosixPath(member.filename)
