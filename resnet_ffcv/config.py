@@ -13,7 +13,6 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import fastargs
@@ -21,9 +20,14 @@ import fastargs.validation
 import yaml
 
 from resnet_ffcv.errors import UsageError
+from resnet_ffcv.recipes import Values
+from resnet_ffcv.recipes import read_yaml as read_yaml
+from resnet_ffcv.schema import brief, shorten
 
 ConfigT = TypeVar("ConfigT")
-Values = dict[str, Any]  # "section.key" -> value, as a file or the command line gave it
+
+LARGEST_SIDE = 4096  # pixels of what a model sees, which files of weights may also ask for
+LONGEST_NUMBER = 100  # characters
 
 
 def key(
@@ -147,12 +151,13 @@ class DataConfig:
         "counts it; one to validate on always ends it",
         choices=("raise", "skip"),
     )
-    resolution: int = key(32, "pixels a side of what the model sees", low=1)
+    resolution: int = key(32, "pixels a side of what the model sees", low=1, high=LARGEST_SIDE)
     start_resolution: int | None = key(
         None,
         "pixels a side in the first epochs, which grow to data.resolution over data.growth, in "
         "steps of 16; null: data.resolution",
         low=1,
+        high=LARGEST_SIDE,
     )
     growth: tuple[float, ...] = key(
         (0.74, 0.86),
@@ -410,7 +415,9 @@ class TestConfig:
         "protocol=center: average the scores of the view and its mirror image, as the others do "
         "anyway",
     )
-    resolution: int | None = key(None, "pixels a side of the views; null: data.resolution", low=1)
+    resolution: int | None = key(
+        None, "pixels a side of the views; null: data.resolution", low=1, high=LARGEST_SIDE
+    )
     sides: tuple[int, ...] | None = key(
         None,
         "protocol=multiscale: short sides, pixels; null: the paper's 224, 256, 384, 480, 640 for "
@@ -530,7 +537,7 @@ class StrictChecker(fastargs.validation.Checker):  # type: ignore[misc]  # fasta
             return tuple(self._in_range(self._number(item, self.item)) for item in items)
         if self.kind is str:
             # Empty is what a shell makes of a variable that is not set; "none" is null.
-            if not isinstance(value, str) or not value:
+            if not isinstance(value, str) or not value or "\0" in value:
                 raise ValueError
             if self.choices and value not in self.choices:
                 raise ValueError
@@ -549,6 +556,8 @@ class StrictChecker(fastargs.validation.Checker):  # type: ignore[misc]  # fasta
     def _number(value: Any, kind: type) -> Any:
         # YAML gives 5e-5 as a string, and True as a bool, which is an int to Python.
         if isinstance(value, bool) or (kind is int and isinstance(value, float)):
+            raise ValueError
+        if not isinstance(value, int | float | str) or len(str(value)) > LONGEST_NUMBER:
             raise ValueError
         return kind(value)
 
@@ -629,7 +638,8 @@ def build(command: type[ConfigT], layers: Sequence[tuple[str, Values]]) -> Confi
         wanted = checker.help()
         if checker.kind in (int, float, tuple):  # what is counted, and in which unit
             wanted += f" ({checker.why})"
-        raise UsageError(f"{origin.get(name, 'default')}: {name}={values[name]!r} is not {wanted}")
+        place, value = origin.get(name, "default"), brief(values[name])
+        raise UsageError(f"{place}: {name}={value} is not {wanted}")
     sections = {
         section.name: typing.cast(type, section.type)(
             **{path[1]: declared[path] for path in declared.sections_to_entries[(section.name,)]}
@@ -637,6 +647,23 @@ def build(command: type[ConfigT], layers: Sequence[tuple[str, Values]]) -> Confi
         for section in dataclasses.fields(typing.cast(Any, command))
     }
     return command(**sections)
+
+
+def check_values(section: type, values: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The values of some keys of a section (`DataConfig`), in their types.
+
+    Raises:
+        UsageError: a value of the wrong type or out of range; the message begins with `place`.
+    """
+    fields = {field.name: field for field in dataclasses.fields(section)}
+    found = {}
+    for name, value in values.items():
+        checker = StrictChecker(fields[name])
+        try:
+            found[name] = checker.check(value)
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            raise UsageError(f"{place}.{name}={brief(value)} is not {checker.help()}") from error
+    return found
 
 
 def check_name(name: str, declared: fastargs.Config, place: str, flags: Sequence[str] = ()) -> None:
@@ -653,65 +680,7 @@ def check_name(name: str, declared: fastargs.Config, place: str, flags: Sequence
     hint = f"; did you mean {' or '.join(near)}?" if near else "; --help lists all keys"
     if name in sections:
         hint = f"; it is a section: {', '.join(n for n in names if n.startswith(name + '.'))}"
-    raise UsageError(f"{place}: unknown key {name}{hint}")
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice; YAML says so, PyYAML takes the last."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # While the nodes still are as written: construction adds the keys that <<: merges in.
-        node = super().compose_mapping_node(anchor)
-        seen = [name.value for name, _ in node.value]
-        for name in seen:
-            if seen.count(name) > 1:
-                raise yaml.composer.ComposerError(
-                    None, None, f"{name} is given twice", node.start_mark
-                )
-        return node
-
-
-def read_yaml(path: str | Path, *, is_base: bool = False) -> list[tuple[str, Values]]:
-    """Layers of a configuration file: first that of its `base: FILE`, if any, then its own.
-
-    Raises:
-        UsageError: no such file, not YAML, not sections of keys, or a base that names a base.
-    """
-    path = Path(path)
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        near = difflib.get_close_matches(path.name, _siblings(path), n=1)
-        missing = isinstance(error, FileNotFoundError)
-        hint = f"; did you mean {path.parent / near[0]}?" if missing and near else ""
-        raise UsageError(f"configuration file {path}: {reason}{hint}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of a date, say
-        where = getattr(error, "problem_mark", None)
-        line = f" line {where.line + 1}" if where else ""
-        raise UsageError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: wants sections with keys, as in rn_configs/")
-    base = content.pop("base", None)
-    if base is not None and (is_base or not base or not isinstance(base, str)):
-        raise UsageError(f"{path}: base names one file, which may name no base itself")
-    layers = read_yaml(path.parent / base, is_base=True) if base else []
-    return [*layers, (str(path), _flatten(content, path))]
-
-
-def _siblings(path: Path) -> list[str]:
-    return [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-
-
-def _flatten(content: Mapping[Any, Any], path: Path) -> Values:
-    values: Values = {}
-    for section, keys in content.items():
-        if not isinstance(keys, dict):
-            raise UsageError(
-                f"{path}: {section} is not a section of keys (section:, then key: value below it)"
-            )
-        values.update({f"{section}.{name}": value for name, value in keys.items()})
-    return values
+    raise UsageError(f"{place}: unknown key {shorten(name)}{hint}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

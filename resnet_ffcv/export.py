@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from resnet_ffcv.data import Normalize
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.files import write_whole
+from resnet_ffcv.models.reading import CHECKSUM, FACTS, digest
 from resnet_ffcv.models.resnet import Block, ResNet, ZeroShortcut
-from resnet_ffcv.models.weights import CHECKSUM, FACTS, digest
 
 TOLERANCE = 1e-3  # between our logits and the exported network's, over the largest of them
 

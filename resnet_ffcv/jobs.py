@@ -13,6 +13,7 @@ from torch import nn
 
 from resnet_ffcv import commandline, testing
 from resnet_ffcv import config as configuration
+from resnet_ffcv.checkpoints import Checkpoint
 from resnet_ffcv.commandline import console, show_table
 from resnet_ffcv.config import ModelConfig, TrainConfig, TrainingConfig
 from resnet_ffcv.data import (
@@ -32,17 +33,16 @@ from resnet_ffcv.data import (
 )
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.export import find_writer
+from resnet_ffcv.generators import generator_states, restore_generators, seed_generators
 from resnet_ffcv.models import build_model, conventional_view, load_weights, read_weights
 from resnet_ffcv.models.weights import NEW_HEAD, SPEC
-from resnet_ffcv.runs import Record, Run
+from resnet_ffcv.opening import refuse_links_out
+from resnet_ffcv.runs import Record, Run, hold, make_folder
 from resnet_ffcv.testing import Clock, Counts, Images, Setting
 from resnet_ffcv.training import (
     Display,
     Trainer,
     build_optimizer,
-    generator_states,
-    restore_generators,
-    seed_generators,
 )
 
 OTHER_CLASSES = "the classes are those of data.val, or where it is not given ImageNet's 1,000"
@@ -68,16 +68,24 @@ def train(config: TrainConfig) -> dict[str, Any]:
     device = pick_device(config.training)
     config = pick_precision(config, device)  # the run goes on with it, wherever that is
     trainer_parts = _prepare(config, device)
-    run = Run.create(config, device)
-    return _train(config, run, None, device, *trainer_parts)
+    folder = make_folder(config)
+    with hold(folder):
+        run = Run.create(folder, config, device)
+        return _train(config, run, None, device, *trainer_parts)
 
 
 def resume(folder: str, given: Given) -> dict[str, Any]:
     """Goes on with the run in `folder`, with the configuration that it has there."""
-    file = Path(folder) / "config.yaml"
-    if not file.exists():
+    place = Path(folder)
+    if not (place / "config.yaml").exists():
         raise UsageError(f"run.resume={folder}: no run there (it has no config.yaml)")
-    own = configuration.read_yaml(file)
+    refuse_links_out(place)
+    with hold(place):
+        return _resume(place, given)
+
+
+def _resume(folder: Path, given: Given) -> dict[str, Any]:
+    own = configuration.read_yaml(folder / "config.yaml")
     config = configuration.build(TrainConfig, [*own, ("command line", given)])
     before = configuration.to_dict(configuration.build(TrainConfig, own))
     for section, keys in configuration.to_dict(config).items():
@@ -89,7 +97,7 @@ def resume(folder: str, given: Given) -> dict[str, Any]:
                 )
     device = pick_device(config.training)
     config = pick_precision(config, device)
-    run, checkpoint = Run.reopen(Path(folder), device, config.training.precision)
+    run, checkpoint = Run.reopen(folder, device, config.training.precision)
     if checkpoint is None:
         console.print(f"{folder} has no checkpoint: the run begins anew", soft_wrap=True)
     else:  # it replaces the weights that the run began with, which may be gone
@@ -215,7 +223,7 @@ def pick_precision(config: TrainConfig, device: torch.device) -> TrainConfig:
 def _train(
     config: TrainConfig,
     run: Run,
-    checkpoint: dict[str, Any] | None,
+    checkpoint: Checkpoint | None,
     device: torch.device,
     data: Data,
     model: nn.Module,
@@ -225,14 +233,15 @@ def _train(
     with commandline.progress() as progress:
         trainer = Trainer(config, model, optimizer, data, run, device, _Bar(progress))
         if checkpoint:
-            trainer.load_state_dict(checkpoint)
+            trainer.restore(checkpoint, run.folder / "checkpoints" / "last")
         if trainer.step >= trainer.total_steps:
             console.print(f"the run in {run.folder} is at its end; it is tested once more")
         _announce(trainer)
         tested = trainer.train()
         if data.test:
             tested = trainer.test(data.test, "test", flip=config.test.flips)
-    train_seconds, wait_seconds = run.total("train_seconds"), run.total("wait_seconds")
+    train_seconds = run.total("train_seconds") or math.inf  # 0 if a checkpoint says so
+    wait_seconds = run.total("wait_seconds")
     timed = sum(r["images_per_s"] * r["train_seconds"] for r in run.records)  # by this process
     damaged = data.train.damaged
     result = {

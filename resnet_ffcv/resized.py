@@ -13,6 +13,8 @@ from resnet_ffcv.kernels.status import MEANING
 from resnet_ffcv.loader import open_tables
 from resnet_ffcv.storage import Storage
 
+LONGEST = 32  # long side over short side; ImageNet's images stay below it
+
 Batch = tuple[np.ndarray, np.ndarray]  # places in `indices` int64 (n,), images uint8 (n, h, w, 3)
 
 
@@ -28,6 +30,10 @@ class ResizedImages:
         batch_size: images of that resolution in a batch; of larger ones there are fewer.
         num_workers: threads that decode.
         filter: area, triangle or cubic.
+
+    Raises:
+        FailureError: an image whose long side is more than LONGEST times its short one. Resized to
+            a short side it may have gigapixels, all of which the network would see at once.
 
     Attributes:
         indices: int64 (n,), of the samples shown: all.
@@ -52,6 +58,18 @@ class ResizedImages:
         self.storage = Storage(tables)
         self.indices = np.arange(len(tables.metadata))
         self.labels = tables.metadata["label"].astype(np.int64)
+        self._refuse_strips()
+
+    def _refuse_strips(self) -> None:
+        height, width = (self.metadata[name].astype(np.int64) for name in ("height", "width"))
+        too_long = np.maximum(height, width) > LONGEST * np.minimum(height, width)
+        if too_long.any():
+            sample = int(np.argmax(too_long))
+            raise FailureError(
+                f"{self.fname}: sample {sample} has {width[sample]:,} x {height[sample]:,} pixels; "
+                f"test.protocol=multiscale takes images up to {LONGEST} times as long as they are "
+                "wide; leave it out of the file, or take test.protocol=center"
+            )
 
     def __iter__(self) -> Generator[Batch, None, None]:
         """Every image at each of `sides`; one batch is decoded ahead.

@@ -1,13 +1,12 @@
 """The folder of a run: configuration, environment, log, checkpoints and pictures."""
 
-import importlib.metadata
 import io
 import json
 import os
-import platform
-import subprocess
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,81 +16,128 @@ from matplotlib.ticker import MaxNLocator
 from torch.utils.tensorboard import SummaryWriter
 
 from resnet_ffcv import config as configuration
+from resnet_ffcv.checkpoints import ANOTHER, Checkpoint, read_checkpoint
 from resnet_ffcv.config import TrainConfig
+from resnet_ffcv.environment import add_environment, describe_environment, write_environment
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.files import write_whole
-from resnet_ffcv.models import read_weights
+from resnet_ffcv.locks import lock_folder
+from resnet_ffcv.opening import find_temporary, open_own, open_regular, refuse_links_out
 
 Record = dict[str, Any]  # one epoch's figures, a line of log.jsonl
 
-PACKAGES = ("resnet-ffcv", "torch", "torchvision", "ffcv", "numba", "numpy", "timm")
 SECONDS_BETWEEN_CURVES = 30.0
-ANOTHER = "put a whole one there, or begin anew, with another run.folder"
+FILES = (  # that write_whole writes, in a run's folder
+    *("config.yaml", "environment.json", "log.jsonl", "result.json", "curves.png", "batch.png"),
+    *("checkpoints/last", "checkpoints/best"),
+)
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keeps other processes from writing to a run's folder.
+
+    Raises:
+        FailureError: another process holds it, or there is no such folder.
+    """
+    busy = (
+        f"another process is training in {folder}; wait until it ends, or stop it and use "
+        f"--run.resume={folder}"
+    )
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock_folder(folder, busy))
+        except OSError as error:
+            raise _failure(folder, error) from error
+        yield
+
+
+def make_folder(config: TrainConfig) -> Path:
+    """Makes the folder of a new run: `run.folder`, or a name of model and time.
+
+    Raises:
+        FailureError: it cannot be made, or a link in it leads out of it.
+    """
+    folder = Path(config.run.folder or "runs")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not config.run.folder:
+            return _make_fresh_folder(folder, config.model.name)
+    except OSError as error:
+        raise _failure(folder, error) from error
+    refuse_links_out(folder)
+    return folder
+
+
+def _failure(folder: Path, error: OSError) -> FailureError:
+    return FailureError(f"run folder {folder}: {error.strerror or error}")
 
 
 class Run:
-    """A run's folder. `create` makes a new one, `reopen` one of a run that was stopped."""
+    """A run's folder. `create` begins a new one, `reopen` goes on with one that was stopped.
+
+    Whoever calls them has checked the folder by `make_folder` or `refuse_links_out`, and holds it
+    by `hold`.
+    """
 
     def __init__(self, folder: Path, records: Sequence[Record]) -> None:
         self.folder = folder
         self.records = list(records)
         self.curves_drawn = time.monotonic()
-        (folder / "checkpoints").mkdir(exist_ok=True)
+        try:
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            for name in FILES:  # what a killed process left half-written
+                for file in find_temporary(folder / name):
+                    file.unlink()
+        except OSError as error:
+            raise _failure(folder, error) from error
         lines = "".join(json.dumps(record) + "\n" for record in self.records)
         write_whole(folder / "log.jsonl", lambda file: file.write(lines.encode()))
         self.tensorboard: SummaryWriter | None = None  # a file, so not before there is an event
 
     @classmethod
-    def create(cls, config: TrainConfig, device: torch.device) -> "Run":
-        """Makes the folder of `config` (`run.folder`, or a name of model and time).
+    def create(cls, folder: Path, config: TrainConfig, device: torch.device) -> "Run":
+        """Begins a run in a folder from `make_folder`.
 
         Raises:
             UsageError: the folder holds a run already.
-            FailureError: it cannot be made.
+            FailureError: it cannot be written to.
         """
-        folder = Path(config.run.folder or "runs")
-        if config.run.folder and (folder / "config.yaml").exists():
+        if (folder / "config.yaml").exists():
             raise UsageError(
                 f"{folder} holds a run already: name another run.folder, or go on with it by "
                 f"--run.resume={folder}"
             )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not config.run.folder:
-                folder = _make_fresh_folder(folder, config.model.name)
-            precision = config.training.precision
-            write_environment(folder, {**describe_environment(device), "precision": precision})
-            write_whole(
-                folder / "config.yaml",
-                lambda file: file.write(configuration.to_yaml(config).encode()),
-            )
-            return cls(folder, [])
-        except OSError as error:
-            raise FailureError(f"run folder {folder}: {error.strerror}") from error
+        precision = config.training.precision
+        write_environment(folder, {**describe_environment(device), "precision": precision})
+        text = configuration.to_yaml(config).encode()
+        write_whole(folder / "config.yaml", lambda file: file.write(text))
+        return cls(folder, [])
 
     @classmethod
     def reopen(
         cls, folder: Path, device: torch.device, precision: str
-    ) -> tuple["Run", dict[str, Any] | None]:
+    ) -> tuple["Run", Checkpoint | None]:
         """(the run, its last checkpoint); log and best checkpoint become those of that epoch.
 
-        The checkpoint is None where the run was stopped before its first: it begins anew. It may go
-        on on another machine, commit or precision: environment.json says from which step on.
+        The checkpoint is None where the run was stopped before its first: it starts over. It may
+        continue on another machine, commit or precision: environment.json says from which step on.
 
         Raises:
             FailureError: the checkpoint is missing, damaged or of another program.
         """
         path = folder / "checkpoints" / "last"
-        behind = (path.with_name("best"), folder / "result.json")  # they are written behind a last
-        if not path.exists() and any(file.exists() for file in behind):
+        after = (path.with_name("best"), folder / "result.json")  # they are written after a last
+        if not path.exists() and any(file.exists() for file in after):
             raise FailureError(f"{path}, the run's checkpoint, is missing; {ANOTHER}")
         checkpoint = read_checkpoint(path) if path.exists() else None
-        step = checkpoint["step"] if checkpoint else 0
+        step = checkpoint.step if checkpoint else 0
         add_environment(folder, {**describe_environment(device), "precision": precision}, step)
-        run = cls(folder, checkpoint["records"] if checkpoint else [])
-        if checkpoint and checkpoint.get("meter") is None and last_is_best(run.records):
-            # It stands at the end of the best epoch, and was perhaps killed before it said so.
-            run.save_checkpoint("best", checkpoint)
+        run = cls(folder, [dict(record) for record in checkpoint.records] if checkpoint else [])
+        if checkpoint and checkpoint.meter is None and last_is_best(run.records):
+            # It is of the end of the best epoch; a kill may have come before it was copied.
+            with open_regular(path) as last:
+                write_whole(path.with_name("best"), lambda file: shutil.copyfileobj(last, file))
         return run, checkpoint
 
     @property
@@ -105,14 +151,14 @@ class Run:
 
     def log(self, record: Record) -> None:
         """Adds an epoch to the log, TensorBoard and, at times, the curves."""
-        if self.tensorboard is None:  # what a run that was stopped said of this step on is void
-            events = str(self.folder / "tensorboard")
-            self.tensorboard = SummaryWriter(events, purge_step=record["step"])
         self.records.append(record)
         path = self.folder / "log.jsonl"
         try:
-            with path.open("a") as file:
+            with os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND), "a") as file:
                 file.write(json.dumps(record) + "\n")
+            path = self.folder / "tensorboard"
+            if self.tensorboard is None:  # purges what a stopped run said from this step on
+                self.tensorboard = SummaryWriter(str(path), purge_step=record["step"])
         except OSError as error:
             raise FailureError(f"{path} could not be written: {error.strerror}") from error
         for name, value in record.items():
@@ -150,25 +196,10 @@ class Run:
         )
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of ours, tensors on the CPU; nothing in it can run code.
-
-    Raises:
-        FailureError: it cannot be read, or is none of ours.
-    """
-    try:
-        checkpoint = read_weights(path)
-    except FailureError as error:
-        raise FailureError(f"{path}, the run's checkpoint, is damaged; {ANOTHER}") from error
-    if "records" not in checkpoint:
-        raise FailureError(f"{path} is no checkpoint of train.py")
-    return checkpoint
-
-
 def last_is_best(records: Sequence[Record]) -> bool:
     """Whether the last epoch has a higher validation accuracy than all before it."""
-    *before, last = (record["val_top1"] for record in records)
-    return bool(last > max(before, default=-1.0))
+    accuracies = [record["val_top1"] for record in records]
+    return bool(accuracies) and accuracies[-1] > max(accuracies[:-1], default=-1.0)
 
 
 def _make_fresh_folder(parent: Path, model: str) -> Path:
@@ -181,72 +212,6 @@ def _make_fresh_folder(parent: Path, model: str) -> Path:
         except FileExistsError:
             count += 1
             folder = parent / f"{name}-{count}"
-
-
-def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device, threads and commit, for environment.json."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "cores": len(os.sched_getaffinity(0)),
-        "torch_threads": torch.get_num_threads(),
-        "commit": _commit(),
-    }
-
-
-def write_environment(folder: Path, environment: dict[str, Any]) -> None:
-    """Writes a run's environment.json."""
-    content = json.dumps(environment, indent=2).encode()
-    write_whole(folder / "environment.json", lambda file: file.write(content))
-
-
-def add_environment(folder: Path, here: dict[str, Any], step: int) -> None:
-    """Notes in environment.json, as `resumed`, where a run goes on, if that is another place.
-
-    Places whose steps are all made again from here have made none of the run, and leave the list.
-
-    Args:
-        here: what `describe_environment` says, and the precision.
-        step: the one that it goes on from.
-
-    Raises:
-        FailureError: the file is missing or damaged.
-    """
-    path = folder / "environment.json"
-    try:
-        first = json.loads(path.read_text())
-        places = first.pop("resumed", [])
-        resumed = [place for place in places if place["step"] < step]
-    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
-        raise FailureError(f"{path} cannot be read: {error}") from error
-    last = {**first, **(resumed[-1] if resumed else {})}
-    if any(last.get(name) != value for name, value in here.items()):
-        resumed.append({"step": step, **here})
-    if resumed != places:
-        write_environment(folder, {**first, "resumed": resumed} if resumed else first)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(x.split(":")[1].strip() for x in lines if x.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()
-
-
-def _commit() -> str | None:
-    """The commit of the program's checkout, with -dirty where files were changed; None if none."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        found = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()
 
 
 def draw_curves(records: Sequence[Record]) -> Figure:

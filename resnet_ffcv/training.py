@@ -1,10 +1,10 @@
 """The training loop."""
 
 import math
-import random
 import time
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,11 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from resnet_ffcv import config as configuration
+from resnet_ffcv.checkpoints import Checkpoint, restore_model, restore_optimizer
 from resnet_ffcv.config import AugmentConfig, TrainConfig, TrainingConfig
 from resnet_ffcv.data import Data, short_name, view
 from resnet_ffcv.errors import FailureError, UsageError
+from resnet_ffcv.generators import generator_states, restore_generators
 from resnet_ffcv.runs import Record, Run, last_is_best
 from resnet_ffcv.schedules import learning_rate, resolution
 from resnet_ffcv.testing import Clock, Counts, Images, Meter, Setting, autocast, evaluate
@@ -275,37 +277,58 @@ class Trainer:
             "records": self.run.records,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "generators": generator_states(),
+            "generators": vars(generator_states()),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from `state`.
+    def restore(self, checkpoint: Checkpoint, path: Path) -> None:
+        """Goes on from a checkpoint, read from `path`.
 
         Raises:
-            FailureError: the training or validation file is not the one of the state.
+            FailureError: it is of another network, recipe, training or validation file.
         """
-        data = self.config.data
+        self._check_place(checkpoint, str(path))
+        restore_model(self.tested_model, checkpoint.model, str(path), "model")
+        if self.average is not None:
+            restore_model(self.model, checkpoint.trained or {}, str(path), "trained")
+        restore_optimizer(self.optimizer, checkpoint.optimizer, str(path))
+        if checkpoint.scaler:  # a run that goes on in fp16 from another precision has had none
+            self.scaler.load_state_dict(dict(checkpoint.scaler))
+        self.step = checkpoint.step
+        if checkpoint.meter:
+            self.meter = Meter(self.device)
+            self.meter.load_state_dict(vars(checkpoint.meter))
+        self.data.train.damaged |= checkpoint.damaged
+        restore_generators(checkpoint.generators)
+
+    def _check_place(self, checkpoint: Checkpoint, where: str) -> None:
+        """Raises FailureError where a checkpoint cannot be of this recipe and its files."""
+        data, config = self.data, self.config.data
         for path, here, saved in (
-            (data.train, self.data.fingerprint, state["dataset"]),
-            (data.val, self.data.val_fingerprint, state.get("val_dataset")),
+            (config.train, data.fingerprint, checkpoint.dataset),
+            (config.val, data.val_fingerprint, checkpoint.val_dataset),
         ):
             if saved not in (here, None):  # None: of a checkpoint from before it was noted
                 raise FailureError(
                     f"{path} is not the file this run began with: its checksum is {here[:12]}, the "
                     f"checkpoint's {saved[:12]}"
                 )
-        self.tested_model.load_state_dict(state["model"])
-        if self.average is not None:
-            self.model.load_state_dict(state["trained"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"]:  # a run that goes on in fp16 from another precision has had none
-            self.scaler.load_state_dict(state["scaler"])
-        self.step = state["step"]
-        if state.get("meter"):
-            self.meter = Meter(self.device)
-            self.meter.load_state_dict(state["meter"])
-        self.data.train.damaged |= state.get("damaged", {})
-        restore_generators(state["generators"])
+        step, meter, images = checkpoint.step, checkpoint.meter, len(data.train.indices)
+        epochs = step / self.steps_per_epoch
+        faults = {
+            f"step: must be at most {self.total_steps:,}, got {step:,}": step > self.total_steps,
+            f"records: {len(checkpoint.records):,} epochs at step {step:,}": not (
+                math.floor(epochs) <= len(checkpoint.records) <= math.ceil(epochs)
+            ),
+            "classes: not those of the training file": checkpoint.classes != data.classes,
+            f"meter: of more than {images:,} images or other classes": meter is not None
+            and (meter.seen > images or meter.classes != len(data.classes)),
+            "damaged: samples that the training file does not have": not (
+                np.isin([*checkpoint.damaged], data.train.indices).all()
+            ),
+        }
+        for fault, found in faults.items():
+            if found:
+                raise FailureError(f"{where}: {fault}")
 
 
 Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -360,32 +383,3 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
         return kind(groups, lr=0.0, weight_decay=config.weight_decay, **options)
     except ValueError as error:
         raise UsageError(f"training.optimizer={config.optimizer}: {error}") from error
-
-
-def seed_generators(seed: int) -> None:
-    """Seeds torch (all devices), NumPy and Python."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  # the generator that libraries draw from
-    random.seed(seed)
-
-
-def generator_states() -> dict[str, Any]:
-    """States of the generators of torch, NumPy and Python, as tensors and plain values."""
-    state: tuple[Any, ...] = np.random.get_state()  # type: ignore[assignment]  # noqa: NPY002
-    _, keys, *rest = state
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all(),
-        "numpy": [keys.tolist(), *rest],
-        "python": random.getstate(),
-    }
-
-
-def restore_generators(states: dict[str, Any]) -> None:
-    """Puts the generators where `generator_states` found them."""
-    torch.set_rng_state(states["torch"])
-    if len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
-    keys, *rest = states["numpy"]
-    np.random.set_state(("MT19937", np.array(keys, np.uint32), *rest))  # noqa: NPY002
-    random.setstate(states["python"])

@@ -438,3 +438,29 @@ def test_an_export_below_a_file_is_one_line(finished: dict[str, Any], tmp_path: 
     weights = f"--model.weights={finished['run']}/checkpoints/last"
     with pytest.raises(UsageError, match=r"x\.safetensors: there is no folder .*file; make it"):
         train.main([weights, "--export", str(tmp_path / "file" / "x.safetensors")])
+
+
+@pytest.mark.parametrize(
+    "view",
+    [{"val": "other.beton"}, {"train": "other.beton"}, {"num_workers": 10**9}, {"resolution": 5000},
+     {"center_ratio": 0}, {"filter": "nearest"}],
+)  # fmt: skip
+def test_a_checkpoint_sets_nothing_but_how_images_are_shown(
+    sample_folder: Path, finished: dict[str, Any], tmp_path: Path, view: dict[str, Any]
+) -> None:
+    saved = torch.load(f"{finished['run']}/checkpoints/last", weights_only=True)["view"]
+    weights = change_checkpoint(finished, tmp_path / "x", view={**saved, **view})
+    with pytest.raises(FailureError, match=r"x: view"):
+        evaluate(weights, sample_folder / "val.beton")
+
+
+@pytest.mark.parametrize("name", ["resnet1208", "resnet99998", "x" * 10**6, "timm/hf_hub:a/b"])
+def test_a_network_has_a_largest_depth_and_a_short_name(
+    finished: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    spec = read_weights(f"{finished['run']}/checkpoints/last")["spec"]
+    weights = change_checkpoint(finished, tmp_path / "x", spec={**spec, "name": name})
+    Image.new("RGB", (40, 40)).save(tmp_path / "x.png")
+    with pytest.raises((UsageError, FailureError), match="name") as caught:
+        train.main([f"--model.weights={weights}", "--predict", str(tmp_path / "x.png")])
+    assert len(str(caught.value)) < 600

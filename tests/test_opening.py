@@ -115,6 +115,7 @@ def test_only_links_that_lead_out_of_a_folder_are_refused(tmp_path: Path) -> Non
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "best").symlink_to("last")
     (run / "gone").symlink_to("nothing")
+    (run / "loop").symlink_to("loop")
     refuse_links_out(run)
     for target in ("../../victim", str(tmp_path / "victim"), "../../run2", "/etc"):
         link = run / "checkpoints" / "link"

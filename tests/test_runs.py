@@ -1,38 +1,30 @@
 """The run folder: its name, checkpoints that fit each other, its log for TensorBoard, pictures."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from saved import checkpoint, record
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from resnet_ffcv import runs
+from resnet_ffcv import environment, jobs, runs
+from resnet_ffcv.checkpoints import read_checkpoint
 from resnet_ffcv.config import RunConfig, TrainConfig, TrainingConfig
 from resnet_ffcv.errors import FailureError, UsageError
-from resnet_ffcv.models import build_model
+from resnet_ffcv.opening import temporary_path
 from resnet_ffcv.runs import Run
 
 CPU = torch.device("cpu")
 
 
-def record(epoch: int, accuracy: float) -> dict[str, Any]:
-    figures = {"epoch": epoch, "step": 10 * epoch, "lr": 0.1, "val_top1": accuracy}
-    return {**figures, "train_loss": 1 / epoch, "val_loss": 2.0, "train_top1": 9.0}
-
-
-def checkpoint(records: list[dict[str, Any]]) -> dict[str, Any]:
-    step, spec = records[-1]["step"], build_model("resnet8", 2).spec
-    return {"model": {"x": torch.ones(2)}, "spec": spec, "step": step, "records": list(records)}
-
-
 def create(folder: Path) -> Run:
-    return Run.create(
-        TrainConfig(run=RunConfig(folder=str(folder)), training=TrainingConfig(precision="fp32")),
-        CPU,
-    )
+    training = TrainingConfig(precision="fp32")
+    config = TrainConfig(run=RunConfig(folder=str(folder)), training=training)
+    return Run.create(runs.make_folder(config), config, CPU)
 
 
 def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
@@ -51,7 +43,7 @@ def test_runs_of_one_second_have_folders_of_their_own(
     monkeypatch.setattr(runs.time, "strftime", lambda _: "now")
     # As when another run makes the folder between a look and the making.
     monkeypatch.setattr(Path, "exists", lambda _: False)
-    names = [Run.create(TrainConfig(), CPU).folder.name for _ in range(3)]
+    names = [runs.make_folder(TrainConfig()).name for _ in range(3)]
     assert names == ["resnet20-now", "resnet20-now-2", "resnet20-now-3"]
 
 
@@ -97,10 +89,10 @@ def test_a_best_checkpoint_that_a_kill_left_out_is_written_by_the_resume(tmp_pat
     run.save_checkpoint("last", checkpoint(records))  # the best, but killed before it is said
     Run.reopen(run.folder, CPU, "fp32")
     best = run.folder / "checkpoints" / "best"
-    assert runs.read_checkpoint(best)["step"] == 20
+    assert read_checkpoint(best).step == 20
     run.save_checkpoint("last", checkpoint([*records, record(3, 15.0)]))
     Run.reopen(run.folder, CPU, "fp32")
-    assert runs.read_checkpoint(best)["step"] == 20
+    assert read_checkpoint(best).step == 20
 
 
 def test_another_place_that_a_run_goes_on_in_is_noted(
@@ -111,7 +103,7 @@ def test_another_place_that_a_run_goes_on_in_is_noted(
     run.save_checkpoint("last", checkpoint([record(1, 10.0)]))
     Run.reopen(run.folder, CPU, "fp32")
     assert json.loads((run.folder / "environment.json").read_text()) == first
-    monkeypatch.setattr(runs, "_commit", lambda: "f" * 40 + "-dirty")
+    monkeypatch.setattr(environment, "_commit", lambda: "f" * 40 + "-dirty")
     for _ in range(2):  # the second finds itself where it was
         Run.reopen(run.folder, CPU, "fp32")
     found = json.loads((run.folder / "environment.json").read_text())
@@ -135,3 +127,112 @@ def test_class_names_are_drawn_as_they_are(tmp_path: Path, name: str) -> None:
     assert (run.folder / "batch.png").stat().st_size > 0
     figure = runs.draw_images(np.zeros((1, 4, 4, 3)), [name])
     assert figure.axes[0].get_title() == name
+
+
+# Folders from somebody else, and two processes in one folder ----------------------------
+
+
+def contents(folder: Path) -> dict[Path, tuple[int, int, int]]:
+    """What would show that something was written: places, sizes and times."""
+    found = {path: path.lstat() for path in folder.rglob("*")}
+    return {path: (x.st_ino, x.st_size, x.st_mtime_ns) for path, x in found.items()}
+
+
+def stopped_run(folder: Path) -> Run:
+    run = create(folder)
+    run.save_checkpoint("last", checkpoint([record(1, 10.0)]))
+    return run
+
+
+@pytest.mark.parametrize("name", [*runs.FILES, ".log.jsonl.part", "tensorboard", "checkpoints/x"])
+def test_a_folder_with_a_link_that_leads_out_is_refused_and_nothing_is_written(
+    tmp_path: Path, name: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    run = stopped_run(tmp_path / "run").folder
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(victim)
+    before = contents(run)
+    config = TrainConfig(run=RunConfig(folder=str(run)))
+    for begin in (
+        lambda: runs.make_folder(config),
+        lambda: jobs.resume(str(run), {"run.resume": str(run)}),
+    ):
+        with pytest.raises(FailureError, match=r"is a link that leads out of"):
+            begin()
+    assert victim.read_text() == "mine"
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("make", [os.symlink, os.link])
+def test_a_log_that_became_a_link_is_not_written_through(
+    tmp_path: Path, make: Callable[[Path, Path], None]
+) -> None:
+    run, victim = create(tmp_path / "run"), tmp_path / "victim"
+    victim.write_text("mine")
+    (run.folder / "log.jsonl").unlink()
+    make(victim, run.folder / "log.jsonl")
+    with pytest.raises(FailureError, match=r"log\.jsonl could not be written: (is a|has a second)"):
+        run.log(record(1, 10.0))
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["checkpoints/last", "environment.json", "config.yaml"])
+def test_a_pipe_in_a_runs_folder_is_one_line(tmp_path: Path, name: str) -> None:
+    run = stopped_run(tmp_path / "run").folder
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    with pytest.raises((FailureError, UsageError), match=name.rpartition("/")[2]):
+        jobs.resume(str(run), {"run.resume": str(run), "training.device": "cpu"})
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[", "[]", "3", '{"resumed": 3}', '{"resumed": [3]}', '{"resumed": [{"step": "x"}]}',
+     '{"resumed": [{"step": -1}]}', '{"resumed": [{"step": 1e999}]}', "[" * 100_000,
+     '{"a": ' * 100_000, "{" + " " * (1 << 20) + "}"],
+)  # fmt: skip
+def test_a_damaged_environment_is_one_line(tmp_path: Path, content: str) -> None:
+    run = stopped_run(tmp_path / "run").folder
+    (run / "environment.json").write_text(content)
+    with pytest.raises(FailureError, match=r"environment\.json") as caught:
+        Run.reopen(run, CPU, "fp32")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard"])
+def test_a_file_in_the_place_of_a_folder_is_one_line(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / name).touch()
+    with pytest.raises(FailureError, match=r"File exists|Not a directory"):
+        create(folder).log(record(1, 10.0))
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    run = stopped_run(tmp_path / "run").folder
+    parts = [temporary_path(run / name, "part") for name in runs.FILES]
+    others = [run / ".notes.0123456789abcdef.part", run / ".log.jsonl.part"]
+    for path in (*parts, *others):
+        path.touch()
+    Run.reopen(run, CPU, "fp32")
+    assert not any(path.exists() for path in parts)
+    assert all(path.exists() for path in others)
+
+
+def test_a_run_has_one_writer(tmp_path: Path) -> None:
+    """A second lock in one process is refused as in two: it is of the open folder."""
+    run = stopped_run(tmp_path / "run").folder
+    before = contents(run)
+    with (
+        runs.hold(run),
+        pytest.raises(FailureError, match=f"is training in {run}; wait until it ends, or stop it"),
+    ):
+        jobs.resume(str(run), {"run.resume": str(run)})
+    assert contents(run) == before
+    with runs.hold(run):  # it was given back
+        pass
+    with pytest.raises(FailureError, match="No such file"), runs.hold(tmp_path / "none"):
+        pass

@@ -376,3 +376,21 @@ def test_errors_of_a_test_are_told_from_the_test(
     assert found["ten crops, each alone"] == pytest.approx(100 * hits.float().mean().item(), abs=1)
     assert len(set(found.values())) > 6  # the images tell them apart
     assert found["centre, noise 57 times"] < found["centre"]
+
+
+@pytest.mark.parametrize("shape", [(1, 33), (33, 1), (2, 65), (1, 65_535)])
+def test_an_image_that_is_a_strip_is_refused_before_it_is_resized(
+    tmp_path: Path, shape: tuple[int, int]
+) -> None:
+    """A short side of 640 would make 640 x 41,942,400 pixels of the last."""
+    path, options = write_noise(tmp_path, "raw", (2, *shape)), {"resolution": 32, "batch_size": 1}
+    words = f"sample 0 has {shape[1]:,} x {shape[0]:,} pixels; .* up to 32 times as long"
+    with pytest.raises(FailureError, match=words):
+        ResizedImages(str(path), [32], num_workers=1, **options)
+
+
+@pytest.mark.parametrize("shape", [(1, 32), (32, 1), (2, 64)])
+def test_an_image_that_is_just_no_strip_is_tested(tmp_path: Path, shape: tuple[int, int]) -> None:
+    path, options = write_noise(tmp_path, "raw", (2, *shape)), {"resolution": 8, "batch_size": 1}
+    images = ResizedImages(str(path), [8], num_workers=1, **options)
+    assert {max(pixels.shape[1:3]) for _, pixels in images} == {256}

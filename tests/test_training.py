@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from resnet_ffcv import config as configuration
-from resnet_ffcv import jobs, training
+from resnet_ffcv import generators, jobs, training
 from resnet_ffcv.config import AugmentConfig, TrainConfig, TrainingConfig
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.models import build_model
@@ -692,11 +693,11 @@ def draw_from_all() -> list[float]:
 
 
 def test_generators_go_on_from_where_they_were() -> None:
-    training.seed_generators(5)
+    generators.seed_generators(5)
     np.random.normal()  # noqa: NPY002  # which keeps a second draw back
-    states = training.generator_states()
+    states = generators.generator_states()
     drawn = draw_from_all()
-    training.restore_generators(states)
+    generators.restore_generators(states)
     assert draw_from_all() == drawn
 
 
@@ -721,3 +722,39 @@ def test_ctrl_c_says_where_the_last_checkpoint_is(sample_folder: Path, tmp_path:
     assert err.splitlines()[-1] == (
         f"stopped. Last checkpoint: {run}/checkpoints/last; go on with --run.resume={run}"
     )
+
+
+@pytest.mark.parametrize("more", [{}, {"training.ema": 0.9}])
+def test_a_checkpoint_of_another_place_is_refused_by_the_key(
+    sample_folder: Path, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    run = tmp_path / "run"
+    train(recipe(sample_folder, run, **{"training.epochs": 1, **more}))  # two steps
+    last = run / "checkpoints" / "last"
+    saved = torch.load(last, weights_only=True)
+    (epoch,) = saved["records"]
+    meter = {
+        "sums": torch.zeros(3, dtype=torch.float64), "bad_step": torch.tensor(-1), "seen": 0,
+        "classes": 10,
+    }  # fmt: skip
+    lies: list[tuple[dict[str, Any], str]] = [
+        ({"step": 3}, "step: must be at most 2, got 3"),
+        ({"records": []}, "records: 0 epochs at step 2"),
+        ({"records": [epoch] * 2}, "records: 2 epochs at step 2"),
+        ({"classes": saved["classes"][::-1]}, "classes: not those of the training file"),
+        ({"meter": {**meter, "seen": 65}}, "meter: of more than 64 images"),
+        ({"meter": {**meter, "classes": 9}}, "meter: of more than 64 images or other classes"),
+        ({"damaged": {64: "x"}}, "damaged: samples that the training file does not have"),
+        ({"dataset": "f" * 64}, "train.beton is not the file this run began with"),
+        ({"model": {**saved["model"], "fc.bias": torch.zeros(9)}}, "model does not fit"),
+        ({"trained": {}}, "trained does not fit" if more else ""),
+    ]
+    for change, expected in lies:
+        torch.save({**saved, **change}, last)
+        if expected:
+            with pytest.raises(FailureError, match=re.escape(expected)) as caught:
+                jobs.resume(str(run), {"run.resume": str(run)})
+            assert "\n" not in str(caught.value)
+    silent = {**epoch, **dict.fromkeys(("train_seconds", "wait_seconds", "seconds"), 0)}
+    torch.save({**saved, "records": [silent]}, last)  # nothing is divided by these
+    assert jobs.resume(str(run), {"run.resume": str(run)})["images"] == 64

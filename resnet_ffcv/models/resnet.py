@@ -216,6 +216,7 @@ IMAGENET_BLOCKS = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
+DEEPEST = 1202  # of 6n+2 layers, as in the paper; 100,000 would take minutes to build
 
 
 def build_model(
@@ -290,7 +291,7 @@ def is_cifar_model(name: str) -> bool:
 def _depth(name: str) -> int:
     found = re.fullmatch(r"resnet([1-9][0-9]{0,4})", name)
     depth = int(found[1]) if found else 0
-    if depth in IMAGENET_BLOCKS or (depth >= 8 and depth % 6 == 2):
+    if depth in IMAGENET_BLOCKS or (8 <= depth <= DEEPEST and depth % 6 == 2):
         return depth
     near = f"timm/{name}" if timm.is_model(name) else f"resnet{_nearest_depth(name)}"
     raise UsageError(
@@ -301,7 +302,7 @@ def _depth(name: str) -> int:
 def _nearest_depth(name: str) -> int:
     number = re.search("[0-9]{1,5}", name)
     wanted = int(number[0]) if number else 20
-    depths: list[int] = [*IMAGENET_BLOCKS, *range(8, 1203, 6)]
+    depths: list[int] = [*IMAGENET_BLOCKS, *range(8, DEEPEST + 1, 6)]
     return min((abs(depth - wanted), depth) for depth in depths)[1]
 
 

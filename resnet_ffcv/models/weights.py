@@ -1,22 +1,16 @@
-"""Weights that exist: our checkpoints, torchvision's and timm's state dicts, safetensors.
+"""Weights that exist: our checkpoints, torchvision's and timm's state dicts, safetensors."""
 
-Nothing that is read here can run code: torch.load with `weights_only`, or safetensors.
-"""
-
-import hashlib
-import json
-import warnings
-import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-import safetensors
-import safetensors.torch
-import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
+from resnet_ffcv.config import DataConfig, check_values
 from resnet_ffcv.errors import FailureError, UsageError
+from resnet_ffcv.models.reading import check_tensors, read_content
+from resnet_ffcv.schema import brief, convert, shorten
 
 State = Mapping[str, Tensor]
 
@@ -25,95 +19,110 @@ PREFIXES = ("module.", "_orig_mod.")
 # akamaster/pytorch_resnet_cifar10 (resnet.py:96) calls the classifier `linear`.
 RENAMED = {"linear.weight": "fc.weight", "linear.bias": "fc.bias"}
 SPEC = ("name", "num_classes", "shortcut", "stride_in", "blurpool")  # what build_model records
-FACTS = "resnet_ffcv"  # in safetensors' metadata: as one value, since they are in random order
+VIEW = ("resolution", "center_ratio", "filter")  # what data.view records
 NEW_HEAD = "model.pretrained_head=new takes all but the classifier"
 OTHER_NETWORK = "model.name and model.shortcut say which network they are of"
-CHECKSUM = "sha256"  # among the facts: safetensors has no checksum of its own
 SHOWN = 3  # names in an error
+
+
+class Spec(TypedDict):
+    """Which network, as `build_model` takes it."""
+
+    name: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_./-]{1,100}\Z")]
+    num_classes: Annotated[int, Meta(ge=1, le=1_000_000)]
+    shortcut: Literal["A", "B", "C"] | None
+    stride_in: Literal["1x1", "3x3"] | None
+    blurpool: NotRequired[bool]  # it came later than the others
+
+
+class NormalizeState(TypedDict):
+    """Of pixels from 0 to 1: (3, 1, 1), or (3, height, width)."""
+
+    mean: Tensor
+    std: Tensor
+
+
+class Facts(TypedDict):
+    """What a file says of the weights that it holds."""
+
+    spec: Spec
+    classes: NotRequired[list[Annotated[str, Meta(max_length=1000)]]]
+    normalize: NotRequired[NormalizeState]
+    view: NotRequired[dict[str, Any]]
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
     """A file of weights as {"model": state dict, ...}, tensors on the CPU, our networks' names.
 
-    A checkpoint of train.py also has "spec", "classes", "normalize", "view" and more; safetensors
-    have those four where `--export` wrote them; other files have "model" alone.
+    A checkpoint of train.py also has "spec", "classes", "normalize" and "view", and safetensors
+    where `--export` wrote them; other files have "model" alone.
 
     Raises:
-        FailureError: no such file, no weights in it, or a pickle of more than tensors and plain
-            values.
+        FailureError: no such file, no weights in it, facts that are not what they should be, or a
+            pickle of more than tensors and plain values.
     """
     path = Path(path)
-    content = _read_file(path)
+    return find_weights(read_content(path), path)
+
+
+def find_weights(content: Any, path: Path) -> dict[str, Any]:
+    """What `read_weights` returns, of a file's content.
+
+    Raises:
+        FailureError: as `read_weights`.
+    """
     state = _find_state(content)
     if state is None:
         raise FailureError(
             f"{path} holds no weights: no state dict of tensors, alone or as `model` or "
             "`state_dict`"
         )
+    check_tensors(state.items(), str(path))
     if "spec" not in content:
         return {"model": {RENAMED.get(name, name): value for name, value in state.items()}}
-    spec = content["spec"]
-    if isinstance(spec, Mapping):
-        spec = {"blurpool": False, **spec}  # it came later than the others
-    if not isinstance(spec, Mapping) or not spec.keys() >= set(SPEC):
-        raise FailureError(f"{path} says what model it holds, but not its {', '.join(SPEC)}")
-    return {**content, "model": state, "spec": spec}
-
-
-def _read_file(path: Path) -> Any:
-    try:
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        with warnings.catch_warnings(action="ignore"):  # of what is read, or an error just below
-            _check_zip(path)
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FailureError:
-        raise
-    except OSError as error:
-        reason = error.strerror or error  # safetensors sets no strerror
-        raise FailureError(f"weights {path} cannot be read: {reason}") from error
-    except Exception as error:  # torch.load and safetensors raise many kinds
-        # Not torch's message, which would have the user load it with `weights_only` off.
-        raise FailureError(
-            f"weights {path} cannot be read: the file is damaged, of another kind than its name "
-            "says, or pickles objects that could run code; give NAME.safetensors, or by any other "
-            "name a checkpoint of train.py or a state dict, by torch.save(model.state_dict(), FILE)"
-        ) from error
-
-
-def _check_zip(path: Path) -> None:
-    """Raises FailureError where a file of torch.save differs from its checksums.
-
-    torch.load does not compare them (torch 2.14). All are 0 where their writer had them turned off,
-    by torch.serialization.set_crc32_options.
-    """
-    if zipfile.is_zipfile(path):  # torch's files from before 1.6 are none
-        with zipfile.ZipFile(path) as file:
-            has_sums = any(member.CRC for member in file.infolist())
-            damaged = file.testzip() if has_sums else None
-        if damaged:
-            raise FailureError(f"weights {path} are damaged: {damaged} differs from its checksum")
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    with safetensors.safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-    facts, state = json.loads(metadata.get(FACTS, "{}")), safetensors.torch.load_file(path)
-    checksum = facts.pop(CHECKSUM, None)
-    if checksum not in (None, digest(state, facts)):
-        raise FailureError(f"weights {path} are damaged: they differ from their checksum")
+    facts = convert(content, Facts, str(path))
+    facts["spec"] = {"blurpool": False, **facts["spec"]}
+    _check_classes(facts, state, path)
     if "normalize" in facts:
-        facts["normalize"] = {name: torch.tensor(v) for name, v in facts["normalize"].items()}
-    return {"model": state, **facts}
+        facts["normalize"] = _check_normalize(facts["normalize"], path)
+    if "view" in facts:
+        facts["view"] = _check_view(facts["view"], path)
+    return {**facts, "model": state}
 
 
-def digest(state: State, facts: Mapping[str, Any]) -> str:
-    """SHA-256, in hexadecimal, of weights and of what is said of them, as JSON."""
-    found = hashlib.sha256(json.dumps(facts).encode())
-    for name in sorted(state):
-        found.update(name.encode())
-        found.update(state[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+def _check_classes(facts: Facts, state: State, path: Path) -> None:
+    count = facts["spec"]["num_classes"]
+    if not any(count in value.shape for value in state.values()):
+        raise FailureError(f"{path}: spec.num_classes: no tensor is of {count:,} classes")
+    if len(facts.get("classes", range(count))) != count:
+        raise FailureError(f"{path}: classes: {len(facts['classes']):,} names of {count:,} classes")
+
+
+def _check_normalize(given: NormalizeState, path: Path) -> NormalizeState:
+    """In float32."""
+    mean, std = given["mean"], given["std"]
+    check_tensors((("mean", mean), ("std", std)), f"{path}: normalize")
+    sizes = ((3, 1, 1), tuple(mean.shape))
+    if mean.ndim != 3 or mean.shape[0] != 3 or tuple(std.shape) not in sizes:
+        shapes = f"{tuple(mean.shape)} and {tuple(std.shape)}"
+        raise FailureError(f"{path}: normalize: mean and std must be (3, 1, 1), got {shapes}")
+    mean, std = mean.float(), std.float()
+    if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+        raise FailureError(f"{path}: normalize: mean and std must be finite, and std above 0")
+    return {"mean": mean, "std": std}
+
+
+def _check_view(given: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The keys of `data` that a file may set, no others: none that names a path."""
+    if given.keys() != set(VIEW):
+        names = brief(sorted(given))
+        raise FailureError(
+            f"{path}: view must have {', '.join(VIEW)} and nothing else, got {names}"
+        )
+    try:
+        return check_values(DataConfig, given, f"{path}: view")
+    except UsageError as error:
+        raise FailureError(str(error)) from error
 
 
 def _find_state(content: Any) -> dict[str, Tensor] | None:
@@ -158,9 +167,9 @@ def load_weights(
     whole = weights["model"], model.state_dict()
     body = _without(whole[0], classifier), _without(whole[1], classifier)
     given, wanted = body if head == "new" else whole
-    problems = _differences(given, wanted)
+    problems = find_differences(given, wanted)
     if problems:
-        problems.append(OTHER_NETWORK if _differences(*body) else hint)
+        problems.append(OTHER_NETWORK if find_differences(*body) else hint)
         raise FailureError(f"{path} does not fit the model: {'; '.join(problems)}")
     model.load_state_dict(given, strict=False)
 
@@ -190,7 +199,7 @@ def _check_spec(
             )
 
 
-def _differences(given: State, wanted: State) -> list[str]:
+def find_differences(given: State, wanted: State) -> list[str]:
     """What of `given` does not fit `wanted`, a phrase for each kind."""
     kinds = {
         # Files from before PyTorch 0.4.1 have no counters of batches, which nothing here reads.
@@ -207,7 +216,8 @@ def _differences(given: State, wanted: State) -> list[str]:
         ],
     }
     return [
-        f"{len(names)} {kind} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
+        f"{len(names)} {kind} ({', '.join(map(shorten, names[:SHOWN]))}"
+        f"{', ...' if len(names) > SHOWN else ''})"
         for kind, names in kinds.items()
         if names
     ]

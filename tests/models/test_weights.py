@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 from resnet_ffcv.errors import FailureError, UsageError
-from resnet_ffcv.models import build_model, load_weights, read_weights
+from resnet_ffcv.models import build_model, load_weights, read_weights, reading
 
 State = dict[str, Tensor]
 
@@ -456,20 +457,200 @@ def test_files_without_a_state_dict_are_refused(
     assert "holds no weights: no state dict of tensors" in refusal(model, tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize("spec", [None, 3, {}, {"name": "resnet8"}])
+@pytest.mark.parametrize(
+    ("spec", "fault"),
+    [
+        (None, "expected `object`, got `null`"),
+        (3, "expected `object`, got `int`"),
+        ({}, "missing required field `name`"),
+        ({"name": "resnet8"}, "missing required field `num_classes`"),
+        ({"name": 5}, "expected `str`, got `int`"),
+    ],
+)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_spec_that_says_too_little_is_refused(
-    spec: Any, suffix: str, model: nn.Module, tmp_path: Path
+    spec: Any, fault: str, suffix: str, model: nn.Module, tmp_path: Path
 ) -> None:
     path, state = tmp_path / f"w{suffix}", model.state_dict()
     if suffix == ".pth":
         torch.save({"model": state, "spec": spec}, path)
     else:
         safetensors.torch.save_file(state, path, {"resnet_ffcv": json.dumps({"spec": spec})})
-    assert "but not its name, num_classes, shortcut, stride_in" in refusal(model, path)
+    message = refusal(model, path)
+    assert f"{path}: spec" in message
+    assert fault in message.lower()
 
 
 def test_a_spec_that_is_no_json_is_refused(model: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     safetensors.torch.save_file(model.state_dict(), path, {"resnet_ffcv": "resnet8"})
     assert "cannot be read" in refusal(model, path)
+
+
+# Files that would not end ---------------------------------------------------------------
+
+
+def rezip(source: Path, target: Path, change: Callable[[zipfile.ZipInfo], Any]) -> None:
+    """The archive again; `change` returns a member's new content, or None for its own."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for member in old.infolist():
+            info, content = zipfile.ZipInfo(member.filename), old.read(member)
+            changed = change(info)
+            new.writestr(info, content if changed is None else changed)
+
+
+def compress(member: zipfile.ZipInfo) -> None:
+    member.compress_type = zipfile.ZIP_DEFLATED
+
+
+def rename(name: str) -> Callable[[zipfile.ZipInfo], None]:
+    def change(member: zipfile.ZipInfo) -> None:
+        if member.filename.endswith("/data/0"):
+            member.filename = name
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (compress, "data.pkl' in the archive is compressed"),
+        (rename("/etc/data/0"), "'/etc/data/0' in the archive is outside of the archive"),
+        (rename("w/../data/0"), "'w/../data/0' in the archive is outside of the archive"),
+        (rename("w/data/1"), "an archive with a name given twice"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_that_torch_does_not_write_is_refused(
+    change: Callable[[zipfile.ZipInfo], Any], fault: str, model: nn.Module, tmp_path: Path
+) -> None:
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    rezip(tmp_path / "w.pth", tmp_path / "same.pth", lambda _: None)
+    load_weights(model, tmp_path / "same.pth")
+    rezip(tmp_path / "w.pth", tmp_path / "bad.pth", change)
+    assert fault in refusal(model, tmp_path / "bad.pth")
+
+
+def patch_directory(content: bytes, field: int, value: bytes) -> bytes:
+    """The archive with bytes of each central directory entry replaced, from byte `field` on."""
+    place, made = content.find(b"PK\1\2"), bytearray(content)
+    while place >= 0:
+        made[place + field : place + field + len(value)] = value
+        place = content.find(b"PK\1\2", place + 4)
+    return bytes(made)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "fault"),
+    [
+        (8, b"\1\0", "is encrypted"),
+        (42, b"\0\0\0\0", "is on top of another"),
+        (20, b"\xff\xff\xff\x7f" * 2, "is on top of another"),
+        (24, b"\xff\xff\xff\x7f", "is compressed"),
+    ],
+)
+def test_members_on_top_of_each_other_are_refused(
+    field: int, value: bytes, fault: str, model: nn.Module, tmp_path: Path
+) -> None:
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    rezip(tmp_path / "w.pth", tmp_path / "z.pth", lambda _: None)
+    path = tmp_path / "bad.pth"
+    path.write_bytes(patch_directory((tmp_path / "z.pth").read_bytes(), field, value))
+    assert fault in refusal(model, path)
+
+
+def test_an_archive_of_too_many_members_is_refused(model: nn.Module, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as file:
+        for number in range(reading.MOST_MEMBERS + 1):
+            file.writestr(f"w/data/{number}", b"")
+    assert "more than 65,536 members" in refusal(model, tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("around", ["before", "after", "comment"])
+def test_an_archive_with_something_around_it_is_refused(
+    around: str, model: nn.Module, tmp_path: Path
+) -> None:
+    """torch and zipfile might each find another archive in it."""
+    path = tmp_path / "w.pth"
+    torch.save(model.state_dict(), path)
+    if around == "comment":
+        with zipfile.ZipFile(path, "a") as file:
+            file.comment = b"x"
+    else:
+        content = path.read_bytes()
+        path.write_bytes(content[:100] + content if around == "before" else content + content[:100])
+    refusal(model, path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (lambda _: torch.zeros(1).expand(10**6, 10**6), "has 4,000,000,000,000 bytes, of which"),
+        (lambda x: x.to_sparse(), "is not an array in memory"),
+        (lambda x: x.to("meta"), "is not an array in memory"),
+        (lambda x: x.to(torch.complex64), "is of torch.complex64"),
+        (lambda x: torch.quantize_per_tensor(x, 1.0, 0, torch.qint8), "is of torch.qint8"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_not_plain_numbers_are_refused(
+    make: Callable[[Tensor], Tensor], fault: str, zipped: bool, model: nn.Module, tmp_path: Path
+) -> None:
+    path, state = tmp_path / "w.pth", dict(model.state_dict())
+    state["fc.weight"] = make(state["fc.weight"])
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    message = refusal(model, path)
+    assert f"tensor 'fc.weight' {fault}" in message or "cannot be read" in message
+
+
+def test_slices_and_shared_memory_are_plain_numbers(model: nn.Module, tmp_path: Path) -> None:
+    state = dict(model.state_dict())
+    wide = torch.rand(20, 128)
+    state |= {"fc.weight": wide[3:13, ::2], "fc.bias": wide[0, :10]}
+    torch.save(state, tmp_path / "w.pth")
+    load_weights(model, tmp_path / "w.pth")
+    assert torch.equal(model.state_dict()["fc.weight"], wide[3:13, ::2])
+
+
+def test_an_older_file_that_says_to_hold_terabytes_is_refused(
+    model: nn.Module, tmp_path: Path
+) -> None:
+    path, name = tmp_path / "w.pth", "fc.bias"
+    torch.save({name: torch.zeros(10)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    place = content.index(b"K\n", content.index(b"cpu"))  # ten numbers in the storage
+    path.write_bytes(content[:place] + b"\x8a\x05\0\0\0\0\x10" + content[place + 2 :])
+    assert "the file is damaged" in refusal(model, path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_pipe_or_device_is_no_file_of_weights(
+    suffix: str, model: nn.Module, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / f"pipe{suffix}")
+    (tmp_path / f"zero{suffix}").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        assert "is not a regular file" in refusal(model, tmp_path / f"{name}{suffix}")
+
+
+@pytest.mark.parametrize(
+    ("facts", "fault"),
+    [
+        ("[" * 100_000, "cannot be read"),
+        ('{"spec": ' * 100_000, "cannot be read"),
+        ("[1]", "expected `object`, got `array`"),
+        ('"x"', "expected `object`, got `str`"),
+        ('{"normalize": {"mean": 1}}', "normalize: mean: expected `array`, got `int`"),
+        ('{"normalize": {"mean": [[[1], [1, 2]]], "std": []}}', "normalize.mean: rows of diff"),
+        (" " * (reading.MOST_FACTS + 1), "more than 33,554,432 bytes of facts"),
+    ],
+)
+def test_facts_of_another_structure_are_refused(
+    facts: str, fault: str, model: nn.Module, tmp_path: Path
+) -> None:
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(model.state_dict(), path, {"resnet_ffcv": facts})
+    message = refusal(model, path)
+    assert fault in message.lower()
+    assert len(message) < 600
