@@ -258,9 +258,11 @@ def contradictions(tables: Tables, manifest: Manifest) -> list[str]:
 def _other_form(tables: Tables, options: dict[str, Any]) -> list[str]:
     mode, quality = options.get("mode"), options.get("quality")
     if (mode if mode in FORMS else "rgb") != tables.form:
-        return [f"its images are of the form {tables.form}, its manifest says mode={mode}"]
+        return [f"its images are of the form {tables.form}, its manifest says mode={mode!r:.40}"]
     if mode == "dct":
         stored = int(read_arguments(tables.fields[0].arguments)["quality"])
         if quality not in (None, stored):
-            return [f"its images are of quality {stored}, its manifest says quality={quality}"]
+            return [
+                f"its images are of quality {stored}, its manifest says quality={quality!r:.40}"
+            ]
     return []

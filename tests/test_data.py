@@ -270,7 +270,9 @@ def test_a_manifest_that_contradicts_its_file_is_refused(
     changes: dict[str, dict[str, object]] = {
         "its labels go from 0 to 9, its manifest has 9 classes": {"classes": list("abcdefghi")},
         r"its widths .* are \[32, 32, 32\], its manifest says \[1, 2, 3\]": {"width": [1, 2, 3]},
-        "its images are of the form rgb, its manifest says mode=dct": {"options": {"mode": "dct"}},
+        "its images are of the form rgb, its manifest says mode='dct'": {
+            "options": {"mode": "dct"}
+        },
     }
     for words, change in changes.items():
         copy_files(sample_folder, tmp_path)
