@@ -89,8 +89,12 @@ def read_file(path: str | os.PathLike[str], limit: int) -> bytes:
         OSError: as `open` and `read`.
     """
     with open_regular(path) as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
+        # Not `limit` at once: Python asks for that much memory before it reads.
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(size + 1) if size <= limit else b""
+        if len(content) > size:  # it grew, or is of /proc, where no size is known
+            content += file.read(limit + 1 - len(content))
+    if max(size, len(content)) > limit:
         raise UnsuitableFileError(path, f"has more than {limit:,} bytes")
     return content
 
