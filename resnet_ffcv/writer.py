@@ -93,7 +93,7 @@ def write_dataset(source: Source, config: WriteConfig, report: Report) -> dict[s
         "choose another folder"
     )
     with lock_folder(folder, busy):
-        pool = Pool(config.writer.workers)
+        pool = Pool(config.writer.workers, report)
         try:
             jobs = [
                 Job(source, name, choose(len(split.labels), config.writer), config)

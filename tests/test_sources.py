@@ -99,7 +99,7 @@ BROKEN = {
     ),
     "no class folders": (
         {"train/1.png": b"", "val/1.png": b""},
-        "train has no class folders: one folder a class",
+        "train has no class folders: it must hold",
     ),
 }
 
