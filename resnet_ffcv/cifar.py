@@ -51,7 +51,7 @@ def read_cifar(kind: Any, folder: Path) -> tuple[dict[str, Arrays], list[str]]:
     if folder.name in (kind.filename, kind.base_folder):  # the archive, or what it unpacks to
         folder = folder.parent
     meta = kind.meta
-    sums = {name: md5 for name, md5 in (*kind.train_list, *kind.test_list)}
+    sums = dict([*kind.train_list, *kind.test_list])
     sums[meta["filename"]] = meta["md5"]
     files = _read_unpacked(folder / kind.base_folder, sums) or _read_archive(kind, folder, sums)
     parts = {

@@ -296,3 +296,13 @@ def draw(seed: int, split: str, index: int) -> float:
 def read(item: Path | np.ndarray) -> bytes | np.ndarray:
     """A source's item as `encode` takes it."""
     return read_picture_file(item) if isinstance(item, Path) else item
+
+
+def read_size(item: Path, config: ImageConfig) -> tuple[int, int]:
+    """(width, height) that an image file says it has; it is not decoded.
+
+    Raises:
+        ValueError, OSError: what is wrong with the file.
+    """
+    with open_picture(read_picture_file(item), config.max_pixels) as image:
+        return image.size

@@ -110,11 +110,13 @@ def temporary_path(path: Path, kind: str) -> Path:
 
 def find_temporary(path: Path) -> list[Path]:
     """The regular files that `temporary_path(path, ...)` has named, as a killed process leaves
-    them. Whoever removes them must hold the lock of their folder."""
+    them, and temporary files of these. Whoever removes them must hold the lock of their folder."""
     found = []
     for entry in os.scandir(path.parent):
-        named = TEMPORARY.fullmatch(entry.name)
-        if named and named["name"] == path.name and entry.is_file(follow_symlinks=False):
+        name = entry.name
+        while named := TEMPORARY.fullmatch(name):
+            name = named["name"]
+        if name == path.name != entry.name and entry.is_file(follow_symlinks=False):
             found.append(path.with_name(entry.name))
     return sorted(found)
 

@@ -46,9 +46,7 @@ def readable_formats() -> tuple[str, ...]:
 def readable_extensions() -> frozenset[str]:
     """The endings of files in these formats, in lower case, such as `.jpg`."""
     formats = readable_formats()
-    return frozenset(
-        end for end, kind in Image.registered_extensions().items() if kind in formats
-    )
+    return frozenset(end for end, kind in Image.registered_extensions().items() if kind in formats)
 
 
 def read_picture_file(path: Path) -> bytes:

@@ -41,6 +41,7 @@ OF_A_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDI
 WAITS = 2**64 - 1  # where an image's place would stand: the worker has not begun
 PATIENCE = 30.0  # seconds at one image after which the user is told; then twice as long, and so on
 POLL = 5.0  # seconds between two looks at workers that do not answer
+SHOWN = 3  # images that one line names
 CLOSING = 1.0  # seconds; a worker in a call to a dead disk cannot even be killed
 
 
@@ -91,7 +92,9 @@ def encode_task(task: Task, memory: "Memory") -> Encoded:
             stored, pixels = encode(read(item), task.image, chance)
         except Exception as error:  # Pillow's plugins raise nearly anything
             of_the_image = is_of_the_image(error)
-            failure = f"{task.names[place]} cannot be stored: {_explain(error, of_the_image)}"
+            failure = (
+                f"{task.names[place]} cannot be stored: {explain(error, of_the_image=of_the_image)}"
+            )
             if not of_the_image:
                 result.fault = failure
                 break
@@ -126,10 +129,10 @@ def _has_memory(size: int) -> bool:
     return True
 
 
-def _explain(error: Exception, of_the_image: bool) -> str:
+def explain(error: Exception, *, of_the_image: bool = True) -> str:
+    """What went wrong with an image, without its path."""
     if isinstance(error, MemoryError):
         return TOO_LARGE if of_the_image else OUT_OF_MEMORY
-    # Without the path, which stands before it.
     return str(getattr(error, "strerror", None) or error or type(error).__name__)
 
 
@@ -188,7 +191,9 @@ class Handed:
         try:
             encoded: Encoded = self.worker.memories[self.memory].get()
         except MemoryError as error:
-            raise FailureError(f"{self.task.names[0]} and those that follow: {NO_MEMORY}") from error
+            raise FailureError(
+                f"{self.task.names[0]} and those that follow: {NO_MEMORY}"
+            ) from error
         self.worker.free.append(self.memory)
         if encoded.fault:
             raise FailureError(encoded.fault)
@@ -374,9 +379,10 @@ class Pool:
         now = time.monotonic()
         stuck = [words for words in (worker.look(now) for worker in self.workers) if words]
         if stuck:
+            more = f" and {len(stuck) - SHOWN:,} more" if len(stuck) > SHOWN else ""
             self.report.say(
-                f"waiting for {len(stuck)} of {len(self.workers)} workers: {', '.join(stuck)}; "
-                "the process is stopped, or the disk does not answer"
+                f"waiting for {len(stuck)} of {len(self.workers)} workers, "
+                f"{', '.join(stuck[:SHOWN])}{more}: stopped, or the disk does not answer"
             )
 
 
