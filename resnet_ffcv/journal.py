@@ -30,11 +30,10 @@ from resnet_ffcv.workers import MEAN_SIDE
 SEAL = 9  # characters of a line before its JSON
 MOST_FIXED, MOST_PER_IMAGE = 1 << 26, 1 << 9  # bytes of a journal
 
-Count = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Triple = Annotated[list[Count], msgspec.Meta(min_length=3, max_length=3)]
 Crc = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{8}\Z")]
 Sha = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
-PageSize = Annotated[int, msgspec.Meta(ge=beton.DEFAULT_PAGE_SIZE, le=beton.MAX_PAGE_SIZE)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=MEAN_SIDE)]
 
 
@@ -43,7 +42,7 @@ class Head:
     """What is written and how: a journal of something else is of no use."""
 
     job: dict[str, Any]
-    page_size: PageSize
+    page_size: Count
 
 
 @dataclass(frozen=True)
@@ -213,13 +212,15 @@ class Journal:
                 limit = MOST_FIXED + MOST_PER_IMAGE * self.images
                 content = file.read() if os.fstat(file.fileno()).st_size <= limit else b""
             lines = list(_unseal(content))
-        except (FileNotFoundError, ValueError, RecursionError):  # the last of JSON too deep
+        except (FileNotFoundError, msgspec.DecodeError, RecursionError):  # JSON too deep
             return []
         head = lines[0].line.head if lines else None
         return lines if head and head.job == self.job else []
 
     def _resume(self, lines: "list[Read]", row: np.dtype) -> Found | None:
         page_size = lines[0].line.head.page_size  # type: ignore[union-attr]  # _read_lines saw it
+        _doubt_unless(beton.DEFAULT_PAGE_SIZE <= page_size <= beton.MAX_PAGE_SIZE)
+        _doubt_unless(page_size & (page_size - 1) == 0)  # a power of two
         first = beton.first_page(self.images, page_size)
         entries = [r.line.entry for r in itertools.takewhile(lambda r: r.line.entry, lines[1:])]
         crc32 = [crc for entry in entries if entry for crc in entry.crc32]

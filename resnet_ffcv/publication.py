@@ -141,7 +141,7 @@ def _read(path: Path) -> Record | None:
         content = file.read(MAX_BYTES)
     if content[:9] != f"{zlib.crc32(content[9:]):08x} ".encode():
         return None
-    with suppress(ValueError, RecursionError):
+    with suppress(msgspec.DecodeError, RecursionError):
         return msgspec.json.decode(content[9:], type=Record)
     return None
 

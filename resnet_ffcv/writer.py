@@ -383,9 +383,7 @@ class Draft:
         if found and self._has_labels_of(found.content):
             return found
         if self.part.exists():
-            self.report.say(
-                f"{self.part} holds nothing that can be resumed: writing from the start"
-            )
+            self.report.say(f"{self.part} cannot be resumed; it is written from the start")
         return None
 
     def _has_labels_of(self, content: Content) -> bool:
