@@ -671,7 +671,7 @@ def test_a_stopped_write_is_gone_on_with(tmp_path: Path, mode: str, damage: str)
             file.write('{"done": 14')
     elif damage == "changed line":
         content = bytearray(journal.read_bytes())
-        content[content.index(b'"rows": "') + 30] ^= 1
+        content[content.index(b'"rows":"') + 30] ^= 1
         journal.write_bytes(content)
     elif damage == "no journal":
         journal.unlink()
@@ -965,7 +965,7 @@ def test_whichever_rename_is_the_last_before_a_kill_files_are_old_or_new(
         check=True,
         timeout=600,
     )
-    assert len(list(killed.iterdir())) > 10
+    assert len(list(killed.iterdir())) >= 10
     for folder in killed.iterdir():
         with pytest.raises(FailureError, match="cannot be stored"):  # a run that comes to nothing
             write(source_of([bad], [bad]), folder, mode="raw", resume=resume)
@@ -989,3 +989,80 @@ def test_a_label_that_does_not_read_back_is_refused(
     with pytest.raises(FailureError, match="the header, the fields or the metadata differ"):
         write(source_of(pixels(30)), tmp_path, mode="raw")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_files_of_the_users_that_look_like_ours_stay(tmp_path: Path, kind: str) -> None:
+    ends = (".part", ".new", ".old", ".json.new", "-2.0123456789abcdef.part", ".bak.old")
+    names = [f"{lead}train.beton{end}" for lead in (".", "..", "") for end in ends]
+    for name in names:
+        (tmp_path / name).mkdir() if kind == "folder" else (tmp_path / name).write_text("mine")
+    write(source_of(pixels(3)), tmp_path, mode="raw")
+    write(source_of(pixels(3)), tmp_path, mode="raw", resume=True)
+    assert {path.name for path in tmp_path.iterdir()} >= set(names)
+    if kind == "file":
+        assert all((tmp_path / name).read_text() == "mine" for name in names)
+
+
+def test_names_that_are_not_utf_8_are_written_and_listed(
+    make_folder: Callable[..., Path], tmp_path: Path, noise: Any
+) -> None:
+    folder = make_folder({"1.png": noise(0, 8, 8), "2.png": noise(1, 8, 8), "3.png": b"no image"})
+    (folder / "2.png").rename(folder / os.fsdecode(b"caf\xe9\n\x1b[31m.png"))
+    (folder / "3.png").rename(folder / os.fsdecode(b"\xff\\.png"))
+    items = sorted(folder.iterdir())
+    for resume in (False, True):
+        path = write(
+            source_of(items, items[:1]), tmp_path / "out", mode="raw", on_error="skip",
+            resume=resume,
+        )  # fmt: skip
+        assert read_manifest(path).skipped == [r"source/\xff\\.png"]
+        assert read_manifest(path).samples == 2
+
+
+def test_a_worker_that_is_stopped_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "PATIENCE", 0.02)
+    monkeypatch.setattr(workers, "POLL", 0.01)
+
+    class StopWorker(Notes):
+        def begin(self, what: str, count: int, unit: str) -> None:
+            super().begin(what, count, unit)
+            if len(self.counts) == 1:
+                for child in multiprocessing.active_children():
+                    os.kill(child.pid or 0, signal.SIGSTOP)
+
+        def say(self, text: str) -> None:
+            super().say(text)
+            if len(self.waits()) == 3:
+                for child in multiprocessing.active_children():
+                    os.kill(child.pid or 0, signal.SIGCONT)
+
+        def waits(self) -> list[str]:
+            return [text for text in self.said if text.startswith("waiting for 1 of 1 workers")]
+
+    notes = StopWorker()
+    write(source_of(pixels(9)), tmp_path, notes, mode="raw")
+    assert len(notes.waits()) >= 3  # each time after twice as long
+    assert re.search(r"(at|before) image \d for \d+ s: stopped, or the disk", notes.waits()[0])
+
+
+def test_a_waiting_worker_is_told_of_after_ever_longer_times() -> None:
+    worker = workers.Worker.__new__(workers.Worker)
+    worker.unanswered, worker.memories = workers.deque(), [workers.Memory()]
+    worker.seen_at, worker.since, worker.patience = "", 0.0, workers.PATIENCE
+    assert worker.look(1000.0) == ""  # it has nothing to do
+    source = source_of(pixels(4))
+    (task,) = Job(source, "train", np.arange(4), WriteConfig()).tasks(np.arange(4))
+    worker.unanswered.append(workers.Handed(task, worker, 0))
+    told = []
+    for second in range(300):
+        worker.memories[0].tell(0 if second < 200 else 1)
+        words = worker.look(2000.0 + second)
+        told += [(second, words)] if words else []
+    worker.memories[0].close()
+    assert told == [
+        (30, "at image 0 for 30 s"), (60, "at image 0 for 60 s"), (120, "at image 0 for 120 s"),
+        (230, "at image 1 for 30 s"), (260, "at image 1 for 60 s"),
+    ]  # fmt: skip
