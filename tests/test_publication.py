@@ -133,7 +133,7 @@ def test_a_file_that_was_lost_ends_the_publication(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Folder(tmp_path)
-    break_off(folder, monkeypatch, 1)
+    assert break_off(folder, monkeypatch, 2)
     folder.moves[0][0].unlink()
     assert "fits no files here" in folder.recover()
     assert folder.state() == OLD
