@@ -356,7 +356,10 @@ class Draft:
 
     def is_published(self) -> bool:
         """Whether a run that this one resumes has finished the file."""
-        finished = self.journal.finished() if self.resume else None
+        try:
+            finished = self.journal.finished() if self.resume else None
+        except OSError as error:
+            raise FailureError(self._say(error)) from error
         try:
             return finished is not None and read_manifest(self.path).sha256 == finished
         except FailureError:
