@@ -5,7 +5,6 @@ is independent of the number of workers. FFCV's own DatasetWriter waits for ever
 """
 
 import errno
-import hashlib
 import itertools
 import math
 import os
@@ -13,15 +12,14 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from resnet_ffcv import beton
 from resnet_ffcv.checksums import compare
-from resnet_ffcv.config import ImageConfig, WriteConfig, WriterConfig
+from resnet_ffcv.config import ImageConfig, WriteConfig
 from resnet_ffcv.content import Content
 from resnet_ffcv.encode import SMALL_SIDE, encoder_digest, read_size
 from resnet_ffcv.errors import FailureError
@@ -41,13 +39,12 @@ from resnet_ffcv.opening import UnsuitableFileError, open_own, temporary_path
 from resnet_ffcv.pages import PageWriter, write_tables
 from resnet_ffcv.progress import Report
 from resnet_ffcv.publication import is_under_way, publish, record_path, recover
-from resnet_ffcv.sources import Source, Split, printable
+from resnet_ffcv.sources import Source, Split
+from resnet_ffcv.tasks import Job, choose
 from resnet_ffcv.workers import Encoded, Pool, Task, explain, prepare
 
 PROBES = 100  # images that the size of a split is judged by
 BLOCK = 512  # bytes, in which the system says how much of a file is on the disk
-# In a task for a worker: images at most, and bytes of files, so that few large ones are in memory.
-TASK_FILES, TASK_ARRAYS, TASK_BYTES = 16, 500, 1 << 22
 
 
 @dataclass(frozen=True)
@@ -109,98 +106,6 @@ def write_dataset(source: Source, config: WriteConfig, report: Report) -> dict[s
             return written
         finally:
             pool.close()
-
-
-@dataclass(frozen=True)
-class Job:
-    """A split to write: which of its images (sorted indices), and how."""
-
-    source: Source
-    split: str
-    indices: np.ndarray
-    config: WriteConfig
-
-    @property
-    def images(self) -> Split:
-        return self.source.splits[self.split]
-
-    @property
-    def arguments(self) -> bytes | None:
-        """The image field's, where it is one of ours."""
-        image = self.config.image
-        if image.mode not in beton.FORMS:
-            return None
-        quality = image.quality if image.mode == "dct" else 100
-        return beton.write_arguments(image.mode, quality, image.max_resolution)
-
-    def short_name(self, index: int) -> str:
-        """An image's file with its folder, the same on every machine, as `printable` gives it; or
-        its number."""
-        item = self.images.items[index]
-        return printable(_short(item)) if isinstance(item, Path) else self.images.describe(index)
-
-    def identify(self) -> tuple[str, str]:
-        """SHA-256 of the labels and images, by their pixels, or by their files' names, folders and
-        sizes, which are the same on every machine; and of the files' times of change on this one.
-        """
-        digest = hashlib.sha256(self.images.labels[self.indices].tobytes())
-        times = hashlib.sha256()
-        for index in map(int, self.indices):
-            item = self.images.items[index]
-            if isinstance(item, np.ndarray):
-                digest.update(item.tobytes())
-                continue
-            digest.update(os.fsencode(f"{_short(item)} {_size(item)}\n"))
-            with suppress(OSError):  # the worker that reads it says what is wrong
-                times.update(f"{item.stat().st_mtime_ns}\n".encode())
-        return digest.hexdigest(), times.hexdigest()
-
-    def options(self) -> dict[str, Any]:
-        """What the file's bytes depend on, beside the source."""
-        writer = self.config.writer
-        chosen = {"limit": writer.limit, "seed": writer.seed, "on_error": writer.on_error}
-        return {**asdict(self.config.image), **chosen}
-
-    def tasks(self, indices: np.ndarray) -> Iterator[Task]:
-        """The images cut into tasks, in order."""
-        items = self.images.items
-        in_memory = isinstance(items, np.ndarray)
-        part: list[int] = []
-        weight = 0
-        for index in map(int, indices):
-            part.append(index)
-            weight += _size(items[index])
-            if len(part) == (TASK_ARRAYS if in_memory else TASK_FILES) or weight > TASK_BYTES:
-                yield self._task(part)
-                part, weight = [], 0
-        if part:
-            yield self._task(part)
-
-    def _task(self, part: list[int]) -> Task:
-        names = [self.images.describe(index) for index in part]
-        items = [self.images.items[index] for index in part]
-        return Task(self.split, part, items, names, self.config.image, self.config.writer)
-
-
-def _short(path: Path) -> str:
-    """A file's name with its folder's: the same on every machine."""
-    return f"{path.parent.name}/{path.name}"
-
-
-def _size(item: Path | np.ndarray) -> int:
-    if isinstance(item, np.ndarray):
-        return item.nbytes
-    try:
-        return item.stat().st_size
-    except OSError:  # the worker that reads it says what is wrong
-        return 0
-
-
-def choose(count: int, config: WriterConfig) -> np.ndarray:
-    """Sorted indices of the images to write: all, or `writer.limit` drawn by `writer.seed`."""
-    if config.limit is None or config.limit >= count:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(config.seed).permutation(count)[: config.limit])
 
 
 def probe(indices: np.ndarray) -> np.ndarray:

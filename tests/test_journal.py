@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_ffcv import beton, writer
+from resnet_ffcv import beton, tasks, writer
 from resnet_ffcv.config import ImageConfig, OutputConfig, WriteConfig, WriterConfig
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.progress import Report
@@ -89,7 +89,7 @@ def digests(folder: Path) -> list[str]:
 @pytest.fixture(autouse=True)
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(beton, "DEFAULT_PAGE_SIZE", PAGE)
-    monkeypatch.setattr(writer, "TASK_ARRAYS", 4)
+    monkeypatch.setattr(tasks, "TASK_ARRAYS", 4)
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
