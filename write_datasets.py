@@ -69,8 +69,8 @@ def write(config: WriteConfig) -> dict[str, Any]:
     linked = [path for split in source.splits.values() for path in split.linked]
     if linked:
         console.print(
-            f"did not follow {len(linked):,} links to folders inside class folders, such as "
-            f"{linked[0]}; put the images there themselves",
+            f"links to folders inside class folders are not followed: {len(linked):,}, such as "
+            f"{linked[0]}; put the images themselves there",
             soft_wrap=True,
         )
     commandline.say_when_stopped(lambda: KEPT if config.writer.resume else REMOVED)

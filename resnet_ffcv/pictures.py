@@ -78,13 +78,13 @@ def open_picture(content: bytes, max_pixels: int) -> Iterator[Image.Image]:
         try:
             with Image.open(io.BytesIO(content), formats=readable_formats()) as image:
                 if image.format in ("JPEG", "MPO") and has_too_many_scans(content):
-                    raise ValueError(f"a JPEG of more than {MAX_SCANS} scans")
+                    raise ValueError(f"it is a JPEG of more than {MAX_SCANS} scans")
                 yield image
         except UnidentifiedImageError as error:  # its text names an object in memory
             reason = "no image format that is read here" if content else "it is empty"
             raise ValueError(reason) from error
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise ValueError(f"more than image.max_pixels={max_pixels:,} pixels") from error
+            raise ValueError(f"it has more than image.max_pixels={max_pixels:,} pixels") from error
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 

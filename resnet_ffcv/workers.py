@@ -26,6 +26,7 @@ from resnet_ffcv.content import add_pixels
 from resnet_ffcv.encode import Stored, draw, encode, read
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.kernels.moments import add_moments
+from resnet_ffcv.opening import UnsuitableFileError
 from resnet_ffcv.progress import Report
 
 MEAN_SIDE = 256  # pixels a side up to which a mean of each place is kept
@@ -133,6 +134,8 @@ def explain(error: Exception, *, of_the_image: bool = True) -> str:
     """What went wrong with an image, without its path."""
     if isinstance(error, MemoryError):
         return TOO_LARGE if of_the_image else OUT_OF_MEMORY
+    if isinstance(error, UnsuitableFileError):
+        return f"it {error.strerror}"
     return str(getattr(error, "strerror", None) or error or type(error).__name__)
 
 

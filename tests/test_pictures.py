@@ -134,7 +134,7 @@ def test_pipes_devices_and_endless_files_are_refused_at_once(
     for path, reason in zip(paths, words, strict=True):
         with pytest.raises(UnsuitableFileError, match=reason):
             read_picture_file(path)
-    with pytest.raises(FailureError, match=r"pipe\.png cannot be read: is not a regular file"):
+    with pytest.raises(FailureError, match=r"pipe\.png cannot be read: it is not a regular file"):
         default_mode(split, ImageConfig())
     assert default_mode(split, ImageConfig(), skip=True) == "raw"
     config = WriteConfig(image=RAW, writer=WriterConfig(on_error="skip"))
@@ -144,5 +144,5 @@ def test_pipes_devices_and_endless_files_are_refused_at_once(
     encoded = [workers.encode_task(task, memory) for task in tasks]
     memory.close()
     failures = [failure for part in encoded for failure in part.failures.values()]
-    assert [failure.split(": ")[1] for failure in failures] == words
+    assert [failure.split(": it ")[1] for failure in failures] == words
     assert sum(len(part.images) for part in encoded) == 1
