@@ -41,8 +41,8 @@ FLAGS = {
     "verify FILE": "check a .beton file by its checksums and manifest; exit code 1 if damaged",
     "decode true|false": "with --verify: decode every image, too (false)",
 }
-KEPT = "What was written is kept; the same command goes on with it"
-REMOVED = "What was not whole is removed; --writer.resume=true would keep it and go on with it"
+KEPT = "What was written is kept; the same command resumes it"
+REMOVED = "The unfinished file is removed; --writer.resume=true would keep it, to be resumed"
 SHOWN = 20  # runs of damaged samples that are listed for people
 
 
@@ -66,7 +66,14 @@ def write(config: WriteConfig) -> dict[str, Any]:
     ignored = sum(split.ignored for split in source.splits.values())
     if ignored:
         files = "file whose ending is" if ignored == 1 else "files whose endings are"
-        console.print(f"ignored {ignored:,} {files} of no image format")
+        console.print(f"ignored {ignored:,} {files} of no image format that is read here")
+    linked = [path for split in source.splits.values() for path in split.linked]
+    if linked:
+        console.print(
+            f"links to folders inside class folders are not followed: {len(linked):,}, such as "
+            f"{linked[0]}; put the images themselves there",
+            soft_wrap=True,
+        )
     commandline.say_when_stopped(lambda: KEPT if config.writer.resume else REMOVED)
     with commandline.progress() as progress:
         written = write_dataset(source, config, _Bar(progress))
@@ -78,10 +85,10 @@ def write(config: WriteConfig) -> dict[str, Any]:
     )
     damaged = sum(file.damaged for file in made)
     if damaged:
-        console.print(f"damaged images of which what is left was stored: {damaged:,}")
+        console.print(f"damaged images, stored as far as they could be decoded: {damaged:,}")
     skipped = [name for file in made for name in file.skipped]
     if skipped:
-        console.print(f"images that were left out, as the manifests list them: {len(skipped):,}")
+        console.print(f"images left out, listed in the manifests: {len(skipped):,}")
     return {
         "files": {split: str(file.path) for split, file in written.items()},
         "images": sum(file.images for file in made),

@@ -83,6 +83,11 @@ class ImageConfig:
         low=1,
         high=65_535,
     )
+    max_pixels: int = key(
+        178_956_970,
+        "pixels a source image may have; one of more is an error, before it is decoded",
+        low=1,
+    )
     quality: int = key(
         90, "JPEG quality of what is encoded as jpg or dct; kept JPEGs stay", low=1, high=100
     )

@@ -21,6 +21,7 @@ from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.loader import Loader
 from resnet_ffcv.manifest import Manifest, contradictions, read_manifest, read_pixel_mean
 from resnet_ffcv.models import IMAGENET_MEAN, IMAGENET_STD
+from resnet_ffcv.pictures import read_picture_file
 from resnet_ffcv.resized import ResizedImages
 from resnet_ffcv.stock import IntDecoder, OrderOption, Squeeze, ToDevice, ToTensor
 
@@ -410,7 +411,7 @@ def read_picture(path: Path, window: decoders.ImageDecoder) -> np.ndarray:
     try:
         # Turned as people see it, though ImageNet's convention is not to: its photos are upright.
         options = ImageConfig(accept_damaged=True, apply_orientation=True)
-        pixels, _, damaged = open_image(path.read_bytes(), options)
+        pixels, _, damaged = open_image(read_picture_file(path), options)
     except Exception as error:  # Pillow's plugins raise nearly anything
         reason = getattr(error, "strerror", None) or error  # without the path once more
         raise FailureError(f"picture {path} cannot be read: {reason}") from error

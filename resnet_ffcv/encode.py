@@ -2,20 +2,20 @@
 
 import hashlib
 import io
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import PIL
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageOps, features
 
-from resnet_ffcv import turbojpeg
+from resnet_ffcv import pictures, turbojpeg
 from resnet_ffcv.beton import FORMS, JPG, MAX_SIDE, RAW
 from resnet_ffcv.config import ImageConfig
 from resnet_ffcv.kernels import batches, dct, status, yuv420
 from resnet_ffcv.kernels.colour import GRAY, HALF, is_gray
 from resnet_ffcv.kernels.taps import AREA
+from resnet_ffcv.pictures import open_picture, read_picture_file
 
 MAX_JPEG_SIDE = 65_500  # pixels, of libjpeg
 MAX_BYTES = 2**31 - 1  # of an image in a form of ours
@@ -24,8 +24,6 @@ SMALL_SIDE = 64  # image.mode null: raw where no image has a longer side
 # Start of frame markers of JPEGs that every libjpeg decodes: baseline, extended, progressive.
 KEPT_FRAMES = (0xC0, 0xC1, 0xC2)
 ORIENTATION, TURNED = 0x0112, range(2, 9)  # EXIF's tag, and its values but "as it is"
-# Large, but whole; what has twice as many pixels as Pillow warns of is an error still.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
 
@@ -56,7 +54,8 @@ def encoder_digest() -> str:
     """Hash of what an image's bytes depend on beside its source and `config`: the code, and the
     libraries that read JPEGs."""
     digest = hashlib.sha256(repr((PIL.__version__, features.version("libjpeg_turbo"))).encode())
-    for path in (Path(__file__), *sorted(Path(batches.__file__).parent.glob("*.py"))):
+    ours = (Path(str(module.__file__)) for module in (pictures, turbojpeg))
+    for path in (Path(__file__), *ours, *sorted(Path(batches.__file__).parent.glob("*.py"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -67,7 +66,7 @@ def encode(
     """(the stored image, its pixels: uint8 (height, width, 3)).
 
     Args:
-        content: a file's bytes, of any format Pillow reads, or uint8 (height, width, 3).
+        content: a file's bytes, in one of pictures.FORMATS, or uint8 (height, width, 3).
         config: the `image` section, with a mode.
         draw: uniform on [0, 1), for the mode proportion.
 
@@ -131,7 +130,7 @@ def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
 
 def decode(content: bytes) -> np.ndarray:
     """uint8 (height, width, 3) of a stored JPEG."""
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
         return np.array(image.convert("RGB"))
 
 
@@ -204,11 +203,7 @@ def open_image(content: bytes, config: ImageConfig) -> tuple[np.ndarray, bytes |
     Raises:
         ValueError, OSError: what is wrong with the image.
     """
-    try:
-        opened = Image.open(io.BytesIO(content))
-    except UnidentifiedImageError as error:  # its words name an object in memory
-        raise ValueError("it is empty" if not content else "no format that Pillow knows") from error
-    with opened:
+    with open_picture(content, config.max_pixels) as opened:
         turned = config.apply_orientation and opened.getexif().get(ORIENTATION) in TURNED
         keep, whole = config.keep_jpeg and not turned and is_plain_jpeg(content), True
         if opened.format in ("JPEG", "MPO") and opened.mode in turbojpeg.PIXEL_FORMATS:
@@ -300,4 +295,14 @@ def draw(seed: int, split: str, index: int) -> float:
 
 def read(item: Path | np.ndarray) -> bytes | np.ndarray:
     """A source's item as `encode` takes it."""
-    return item.read_bytes() if isinstance(item, Path) else item
+    return read_picture_file(item) if isinstance(item, Path) else item
+
+
+def read_size(item: Path, config: ImageConfig) -> tuple[int, int]:
+    """(width, height) that an image file says it has; it is not decoded.
+
+    Raises:
+        ValueError, OSError: what is wrong with the file.
+    """
+    with open_picture(read_picture_file(item), config.max_pixels) as image:
+        return image.size

@@ -5,14 +5,14 @@ import fcntl
 import itertools
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from resnet_ffcv.errors import FailureError
-from resnet_ffcv.opening import create_file, temporary_path
+from resnet_ffcv.opening import create_file, open_regular, temporary_path
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -23,10 +23,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """
     part = temporary_path(path, "part")
     try:
-        with os.fdopen(create_file(part), "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(part, write)
         os.replace(part, path)
         sync_folder(path.parent)
     except OSError as error:
@@ -36,60 +33,33 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             part.unlink()
 
 
-def set_aside(path: Path) -> Path:
-    """Where a file is while another gets its name."""
-    return path.with_name(f".{path.name}.old")
+def write_new(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Calls `write` on a new file at `path`, which is on the disk afterwards.
 
-
-def replace_all(moves: Sequence[tuple[Path, Path]], gone: Sequence[Path] = ()) -> None:
-    """Gives files that are on the disk their names; what had these is removed, and so is `gone`.
-
-    Where it fails, everything is as it was. After a kill between two steps the older files are
-    where `set_aside` says, until the first of the new ones has its name.
-
-    Args:
-        moves: (where a file is, its name), in one folder.
-        gone: names of files that do not belong to the new ones.
+    Raises:
+        OSError: as `create_file` and `write`; the file may be there in part.
     """
-    done: list[tuple[Path, Path]] = []
-
-    def move(source: Path, target: Path) -> None:
-        done.append((source, target))  # before: Ctrl-C may come right behind the system's call
-        os.replace(source, target)
-
-    names = [*(name for _, name in moves), *gone]
-    try:
-        for path in reversed(names):
-            if path.exists():
-                move(path, set_aside(path))
-        for source, target in moves:
-            move(source, target)
-        sync_folder(moves[0][1].parent)
-    except BaseException:  # Ctrl-C too
-        for source, target in reversed(done):
-            if not source.exists():  # it was moved
-                os.replace(target, source)
-        raise
-    for path in names:
-        set_aside(path).unlink(missing_ok=True)
+    with os.fdopen(create_file(path), "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def open_past_cache(path: Path, flags: int) -> int:
-    """os.open, for large blocks that need not pass through the page cache.
+def bypass_cache(handle: int) -> None:
+    """Makes an open file skip the page cache, where the file system supports that.
 
-    There they would cost more than to be encoded, and push out what others keep in it; and what is
-    read back would come from it, not from the disk.
+    Large blocks would take longer to pass through it than to encode, and push out what others keep
+    in it; and what is read back would come from it, not from the disk.
     """
     try:
-        return os.open(path, flags | os.O_DIRECT, 0o666)
+        fcntl.fcntl(handle, fcntl.F_SETFL, fcntl.fcntl(handle, fcntl.F_GETFL) | os.O_DIRECT)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        return os.open(path, flags, 0o666)  # the file system knows no other way
 
 
-def _through_cache(handle: int, error: OSError) -> None:
-    """From now on; where that was the way already, raises the error."""
+def _use_cache(handle: int, error: OSError) -> None:
+    """Ends `bypass_cache`, which refused a call by `error`; raises any other error."""
     flags = fcntl.fcntl(handle, fcntl.F_GETFL)
     if error.errno != errno.EINVAL or not flags & os.O_DIRECT:
         raise error
@@ -99,24 +69,29 @@ def _through_cache(handle: int, error: OSError) -> None:
 def write_at(handle: int, content: memoryview, offset: int) -> None:
     """Writes a buffer whole.
 
-    Past the cache, its address, size and offset are multiples of the disk's blocks; where that is
-    not enough, the cache serves.
+    To bypass the cache, its address, size and offset must be multiples of the disk's blocks; where
+    they are not, it is written through the cache.
     """
     while content:
         try:
             count = os.pwrite(handle, content, offset)
         except OSError as error:
-            _through_cache(handle, error)
+            _use_cache(handle, error)
             continue
         content, offset = content[count:], offset + count
 
 
 def read_blocks(path: Path, size: int) -> Iterator[memoryview]:
-    """A file in blocks of `size` bytes, a power of two from 4,096, the last as long as it is.
+    """A file in blocks of `size` bytes, a power of two of at least 4,096; the last may be shorter.
 
-    A block is valid until the next one; that is read meanwhile.
+    A block is valid until the next one, which is read in the meantime.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
     """
-    handle = open_past_cache(path, os.O_RDONLY)
+    file = open_regular(path)
+    handle = file.fileno()
+    bypass_cache(handle)
     buffers = [memoryview(mmap.mmap(-1, size)) for _ in range(2)]  # their addresses are multiples
     try:
         with ThreadPoolExecutor(1) as reader:
@@ -131,17 +106,17 @@ def read_blocks(path: Path, size: int) -> Iterator[memoryview]:
                 if is_last:
                     return
     finally:
-        os.close(handle)
+        file.close()
 
 
 def _read_at(handle: int, buffer: memoryview, offset: int) -> memoryview:
-    """What the file has from `offset`, as much as fits."""
+    """Fills the buffer from `offset` on; returns the part that the file had bytes for."""
     filled = 0
     while filled < len(buffer):
         try:
             count = os.preadv(handle, [buffer[filled:]], offset + filled)
         except OSError as error:
-            _through_cache(handle, error)
+            _use_cache(handle, error)
             continue
         if count == 0:
             break

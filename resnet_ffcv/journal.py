@@ -1,31 +1,89 @@
-"""How far the writing of a .partial has come, so that it can be gone on with.
+"""How far the writing of a .partial has come, so that it can be resumed.
 
-A line of JSON first says what is written and how; another one follows whenever pages were written:
-what was stored in them, and sums over all images so far. What a line says is believed where it
-and the pages that it speaks of have their checksums. The last one has the checksum of the whole
-file, which is then about to get its name.
+Each line is JSON after a seal, the CRC-32 of all lines up to it: a line that was changed, lost or
+moved ends what is believed. The first line says what is written and how. Whenever pages were
+written, another says what was stored in them, with sums over all images so far. The last one has
+the SHA-256 of the whole file, which is then about to get its name.
+
+What a line says is checked against the job and against what PageWriter does, and used as far as
+the pages in the file have its checksums. Where anything else is in doubt the file is written from
+the start.
 """
 
-import base64
 import itertools
-import json
+import os
 import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
 from resnet_ffcv import beton
 from resnet_ffcv.content import Content
+from resnet_ffcv.opening import create_file, open_own
 from resnet_ffcv.pages import PageWriter
+from resnet_ffcv.workers import MEAN_SIDE
 
 SEAL = 9  # characters of a line before its JSON
+MOST_FIXED, MOST_PER_IMAGE = 1 << 26, 1 << 9  # bytes of a journal
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Triple = Annotated[list[Count], msgspec.Meta(min_length=3, max_length=3)]
+Crc = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{8}\Z")]
+Sha = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Side = Annotated[int, msgspec.Meta(ge=1, le=MEAN_SIDE)]
+
+
+@dataclass(frozen=True)
+class Head:
+    """What is written and how: a journal of something else is of no use."""
+
+    job: dict[str, Any]
+    page_size: Count
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Content.sums: int64 (height, width, 3)."""
+
+    height: Side
+    width: Side
+    data: bytes
 
 
 @dataclass(frozen=True)
 class Entry:
-    """The state at the end of a task: Content without its rows."""
+    """The state at the end of a task; rows, allocations, crc32 and skipped since the entry before.
+
+    `rows` and `allocations` are the bytes of arrays of beton.metadata_type and beton.ALLOCATION.
+    """
+
+    done: Count
+    count: Count
+    rows: bytes
+    allocations: bytes
+    crc32: Annotated[list[Crc], msgspec.Meta(min_length=1)]
+    moments: Annotated[list[Triple], msgspec.Meta(min_length=2, max_length=2)]
+    sums: Sums | None
+    damaged: Count
+    skipped: list[str]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One of these."""
+
+    head: Head | None = None
+    entry: Entry | None = None
+    sha256: Sha | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """Content at the end of a task, without its rows."""
 
     done: int
     count: int
@@ -35,168 +93,293 @@ class Entry:
     skipped: tuple[str, ...]
 
     @classmethod
-    def of(cls, content: Content) -> "Entry":
+    def of(cls, content: Content) -> "State":
         return cls(**{name: getattr(content, name) for name in cls.__dataclass_fields__})
-
-
-class Journal:
-    """Of the file `partial`, beside it.
-
-    Args:
-        partial: path of the file.
-        job: what is written and how, as JSON holds it; a journal of something else is of no use.
-    """
-
-    def __init__(self, partial: Path, job: dict[str, Any]) -> None:
-        self.partial, self.job = partial, job
-        self.path = partial.with_name(partial.name + ".journal")
-        self._forget()
-
-    def _forget(self) -> None:
-        self.open: list[Entry] = []  # whose images do not all lie in pages that were written
-        self.written = Entry.of(Content.empty(0, beton.RGB_ROW))
-        self.pages = 0  # whose checksums it has
-
-    def begin(self, page_size: int) -> None:
-        """An empty journal."""
-        self._forget()
-        self.path.write_text(json.dumps({"job": self.job, "page_size": page_size}) + "\n")
-
-    def page_size(self) -> int | None:
-        """Of the write that it tells of; None where that is of another job."""
-        try:
-            with self.path.open() as file:
-                said = json.loads(file.readline())
-            return int(said["page_size"]) if said["job"] == self.job else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def finish(self, sha256: str) -> None:
-        """The file is whole, and has this SHA-256."""
-        with self.path.open("a") as file:
-            file.write(_seal(json.dumps({"sha256": sha256})) + "\n")
-
-    def finished(self) -> str | None:
-        """The SHA-256 of the file that this job has finished; None where it has not."""
-        if self.page_size() is None:
-            return None
-        last = self.path.read_bytes().split(b"\n")[-2:][0]  # an empty piece follows the last line
-        said = json.loads(last[SEAL:]) if _is_sealed(last) else {}
-        found: str | None = said.get("sha256")
-        return found
-
-    def note(self, content: Content, pages: PageWriter) -> None:
-        """A task is done: `content` and `pages` stand as they do."""
-        self.open.append(Entry.of(content))
-        if len(pages.crc32) <= self.pages:
-            return
-        samples = pages.samples_written
-        written = [entry for entry in self.open if entry.count <= samples]
-        if written:
-            self.open = self.open[len(written) :]
-            self._append(written[-1], content, pages)
-
-    def _append(self, entry: Entry, content: Content, pages: PageWriter) -> None:
-        new = slice(self.written.count, entry.count)
-        line = {
-            "done": entry.done,
-            "count": entry.count,
-            "rows": _encode(content.rows[new]),
-            "allocations": _encode(np.array(pages.allocations[new], beton.ALLOCATION)),
-            "crc32": pages.crc32[self.pages :],
-            "moments": entry.moments.tolist(),
-            "sums": None if entry.sums is None else [_encode(entry.sums), *entry.sums.shape],
-            "damaged": entry.damaged,
-            "skipped": entry.skipped[len(self.written.skipped) :],
-        }
-        with self.path.open("a") as file:
-            file.write(_seal(json.dumps(line)) + "\n")
-        self.written, self.pages = entry, len(pages.crc32)
-
-    def read(self, row: np.dtype, images: int, first: int, page_size: int) -> "Found | None":
-        """What can be gone on with; None where there is no journal of this job, or nothing in it.
-
-        Forgets what comes behind it.
-
-        Args:
-            row: of an image, of beton.
-            images: of the whole job.
-            first, page_size: of the pages.
-        """
-        try:
-            lines = self.path.read_bytes().split(b"\n")[:-1]  # a torn last line has no end
-            if json.loads(lines[0]) != {"job": self.job, "page_size": page_size}:
-                return None
-            lines = [lines[0], *itertools.takewhile(_is_sealed, lines[1:])]
-            said = [json.loads(line[SEAL:]) for line in lines[1:]]
-            entries = [entry for entry in said if "crc32" in entry]  # the last may tell of the end
-            crc32 = [crc for entry in entries for crc in entry["crc32"]]
-            whole = first + _count_whole(self.partial, first, page_size, crc32) * page_size
-        except (OSError, ValueError, IndexError, KeyError):
-            return None
-        content, placed, size = Content.empty(images, row), [], len(lines[0]) + 1
-        told = 0
-        for line, entry in zip(lines[1:], entries, strict=False):
-            new = np.frombuffer(base64.b64decode(entry["allocations"]), beton.ALLOCATION)
-            if len(new) and int(new["ptr"][-1]) >= whole:
-                break
-            placed += new.tolist()
-            _take(content, entry)
-            told += len(entry["crc32"])
-            size += len(line) + 1
-        if not placed:
-            return None
-        with self.path.open("r+b") as file:
-            file.truncate(size)
-        # The page in which the last sample ends is written again, though the journal may know it.
-        page = (placed[-1][1] + placed[-1][2] - 1 - first) // page_size
-        self.written, self.pages = Entry.of(content), told
-        return Found(content, placed, crc32[:page])
-
-    def end(self) -> None:
-        """The file is whole, or will be written anew."""
-        self.path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a stopped write left: as PageWriter takes it, and what was stored."""
+    """What a stopped write left: its pages as PageWriter takes them, and what was stored."""
 
+    page_size: int
     content: Content
     placed: list[tuple[int, int, int]]
     crc32: list[str]
 
 
-def _seal(line: str) -> str:
-    """A line behind its CRC-32."""
-    return f"{zlib.crc32(line.encode()):08x} {line}"
+class DoubtfulError(ValueError):
+    """A line has a seal, but does not say what this program would have said."""
 
 
-def _is_sealed(line: bytes) -> bool:
-    return line[:SEAL] == f"{zlib.crc32(line[SEAL:]):08x} ".encode()
+class Journal:
+    """Of the file `partial`, next to it.
+
+    Args:
+        partial: path of the file.
+        job: what is written and how, as JSON holds it.
+        images: of the whole job.
+    """
+
+    def __init__(self, partial: Path, job: dict[str, Any], images: int) -> None:
+        self.partial, self.job, self.images = partial, job, images
+        self.path = partial.with_name(partial.name + ".journal")
+        self._forget()
+
+    def _forget(self) -> None:
+        self.open: list[State] = []  # whose images do not all lie in pages that were written
+        self.written = State.of(Content.empty(0, beton.RGB_ROW))
+        self.pages = 0  # whose checksums it has
+        self.seal = 0  # of the last line
+
+    def begin(self, page_size: int) -> None:
+        """An empty journal.
+
+        Raises:
+            OSError: as `open` and `write`, here and in the methods that follow.
+        """
+        self._forget()
+        os.close(create_file(self.path))
+        self._append(Line(head=Head(self.job, page_size)))
+
+    def finish(self, sha256: str) -> None:
+        """The file is whole, and has this SHA-256."""
+        self._append(Line(sha256=sha256))
+
+    def end(self) -> None:
+        """The file is published, or will be written from the start."""
+        self.path.unlink(missing_ok=True)
+
+    def note(self, content: Content, pages: PageWriter) -> None:
+        """A task is done: `content` and `pages` are up to date."""
+        self.open.append(State.of(content))
+        if len(pages.crc32) <= self.pages:
+            return
+        samples = pages.samples_written
+        written = [state for state in self.open if state.count <= samples]
+        if written:
+            self.open = self.open[len(written) :]
+            self._append(Line(entry=self._describe(written[-1], content, pages)))
+            self.written, self.pages = written[-1], len(pages.crc32)
+
+    def _describe(self, state: State, content: Content, pages: PageWriter) -> Entry:
+        new = slice(self.written.count, state.count)
+        sums = state.sums
+        return Entry(
+            done=state.done,
+            count=state.count,
+            rows=content.rows[new].tobytes(),
+            allocations=np.array(pages.allocations[new], beton.ALLOCATION).tobytes(),
+            crc32=pages.crc32[self.pages :],
+            moments=state.moments.tolist(),
+            sums=None if sums is None else Sums(sums.shape[0], sums.shape[1], sums.tobytes()),
+            damaged=state.damaged,
+            skipped=list(state.skipped[len(self.written.skipped) :]),
+        )
+
+    def _append(self, line: Line) -> None:
+        content = msgspec.json.encode(line)
+        self.seal = zlib.crc32(content, self.seal)
+        with os.fdopen(open_own(self.path, os.O_WRONLY | os.O_APPEND), "ab") as file:
+            file.write(f"{self.seal:08x} ".encode() + content + b"\n")
+
+    def finished(self) -> str | None:
+        """The SHA-256 of the file that this job has finished; None where it has not."""
+        lines = self._read_lines()
+        return lines[-1].line.sha256 if lines else None
+
+    def read(self, row: np.dtype) -> Found | None:
+        """What can be resumed; None where there is no journal of this job, or a doubtful one.
+
+        What comes after that is removed from the journal.
+
+        Args:
+            row: type of an image's row, of beton.
+
+        Raises:
+            UnsuitableFileError: the journal or the .partial is a link or no regular file.
+        """
+        self._forget()
+        lines = self._read_lines()
+        try:
+            return self._resume(lines, row) if lines else None
+        except (DoubtfulError, FileNotFoundError):  # the latter: the .partial
+            return None
+
+    def _read_lines(self) -> "list[Read]":
+        """The lines whose seals hold; none where they are of another job, or in doubt."""
+        try:
+            with os.fdopen(open_own(self.path, os.O_RDONLY), "rb") as file:
+                limit = MOST_FIXED + MOST_PER_IMAGE * self.images
+                content = file.read() if os.fstat(file.fileno()).st_size <= limit else b""
+            lines = list(_unseal(content))
+        except (FileNotFoundError, msgspec.DecodeError, RecursionError):  # JSON too deep
+            return []
+        head = lines[0].line.head if lines else None
+        return lines if head and head.job == self.job else []
+
+    def _resume(self, lines: "list[Read]", row: np.dtype) -> Found | None:
+        page_size = lines[0].line.head.page_size  # type: ignore[union-attr]  # _read_lines saw it
+        _doubt_unless(beton.DEFAULT_PAGE_SIZE <= page_size <= beton.MAX_PAGE_SIZE)
+        _doubt_unless(page_size & (page_size - 1) == 0)  # a power of two
+        first = beton.first_page(self.images, page_size)
+        entries = [r.line.entry for r in itertools.takewhile(lambda r: r.line.entry, lines[1:])]
+        crc32 = [crc for entry in entries if entry for crc in entry.crc32]
+        whole = first + _count_whole(self.partial, first, page_size, crc32) * page_size
+        checker = Checker(Content.empty(self.images, row), first, page_size)
+        last = lines[0]
+        for read in lines[1 : 1 + len(entries)]:
+            entry = read.line.entry
+            if entry is None or not checker.take(entry, whole):
+                break
+            last = read
+        placed = checker.placed
+        needed = max((size for _, _, size in placed), default=0)
+        if not placed or (page_size > beton.DEFAULT_PAGE_SIZE and needed <= page_size // 2):
+            return None  # nothing yet, or nothing that shows that pages of this size are needed
+        with os.fdopen(open_own(self.path, os.O_RDWR), "r+b") as file:
+            file.truncate(last.end)
+        self.seal, self.pages = last.seal, checker.pages
+        self.written = State.of(checker.content)
+        # The page in which the last sample ends is written again, though the journal may know it.
+        page = (placed[-1][1] + placed[-1][2] - 1 - first) // page_size
+        return Found(page_size, checker.content, placed, crc32[:page])
 
 
-def _encode(array: np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+@dataclass(frozen=True)
+class Read:
+    """A line, where it ends in the journal, and the CRC-32 of all lines up to it."""
+
+    line: Line
+    end: int
+    seal: int
 
 
-def _take(content: Content, line: dict[str, Any]) -> None:
-    """Brings `content` to where a line of the journal says that it was."""
-    rows = np.frombuffer(base64.b64decode(line["rows"]), content.rows.dtype)
-    content.rows[content.count : line["count"]] = rows
-    content.done, content.count = line["done"], line["count"]
-    content.moments = np.array(line["moments"], np.int64)
-    content.sums = None
-    if line["sums"]:
-        data, *shape = line["sums"]
-        content.sums = np.frombuffer(base64.b64decode(data), np.int64).reshape(shape)
-    content.damaged = line["damaged"]
-    content.skipped += tuple(line["skipped"])
+def _unseal(content: bytes) -> Iterator[Read]:
+    """The lines of a journal up to the first whose seal is broken, or which has no end.
+
+    Raises:
+        ValueError: a seal holds, but what it seals is no line of a journal.
+    """
+    decoder, place, seal = msgspec.json.Decoder(Line), 0, 0
+    while (end := content.find(b"\n", place)) >= 0:
+        text = content[place + SEAL : end]
+        seal, place, expected = zlib.crc32(text, seal), end + 1, content[place : place + SEAL]
+        if expected != f"{seal:08x} ".encode():
+            return
+        yield Read(decoder.decode(text), place, seal)
 
 
-def _count_whole(path: Path, first: int, page_size: int, crc32: list[str]) -> int:
+class Checker:
+    """Takes entries one after the other, each if it says what this program would have said.
+
+    Attributes:
+        content, placed: what the entries taken say.
+        pages: whose checksums they have.
+    """
+
+    def __init__(self, content: Content, first: int, page_size: int) -> None:
+        self.content, self.first, self.page_size = content, first, page_size
+        self.placed: list[tuple[int, int, int]] = []
+        self.pages = self.pixels = 0
+        self.alike = True  # all images have the size of the first, of at most MEAN_SIDE a side
+
+    def take(self, entry: Entry, whole: int) -> bool:
+        """Whether its samples lie before the offset `whole`; if so, it is taken.
+
+        Raises:
+            DoubtfulError: it cannot be this program's.
+        """
+        content, added = self.content, entry.count - self.content.count
+        skipped = (*content.skipped, *entry.skipped)
+        _doubt_unless(
+            content.done < entry.done <= len(content.rows)
+            and added >= 0
+            and entry.done == entry.count + len(skipped)
+            and content.damaged <= entry.damaged <= entry.count
+            and len(entry.rows) == added * content.rows.itemsize
+            and len(entry.allocations) == added * beton.ALLOCATION.itemsize
+        )
+        rows = np.frombuffer(entry.rows, content.rows.dtype)
+        placed = np.frombuffer(entry.allocations, beton.ALLOCATION)
+        self._check_places(rows, placed)
+        end = int(placed["ptr"][-1] + placed["size"][-1]) if added else 0
+        pages = self.pages + len(entry.crc32)
+        _doubt_unless(end <= self.first + pages * self.page_size)
+        if end > whole:
+            return False
+        content.rows[content.count : entry.count] = rows
+        content.done, content.count, content.damaged = entry.done, entry.count, entry.damaged
+        content.skipped, content.moments = skipped, np.array(entry.moments, np.int64)
+        self.placed += placed.tolist()
+        self.pages = pages
+        self._check_rows(rows, placed["size"])
+        self._check_sums(entry)
+        return True
+
+    def _check_places(self, rows: np.ndarray, placed: np.ndarray) -> None:
+        """The samples lie where PageWriter places them, and the rows say so."""
+        count = self.content.count
+        used = sum(self.placed[-1][1:]) - self.first if self.placed else 0
+        expected = []
+        for size in placed["size"].tolist():
+            _doubt_unless(0 < size <= self.page_size)
+            if used % self.page_size + size > self.page_size:
+                used += -used % self.page_size
+            expected.append(self.first + used)
+            used += size
+        _doubt_unless(
+            placed["ptr"].tolist() == expected
+            and rows["image"]["data_ptr"].tolist() == expected
+            and placed["sample_id"].tolist() == list(range(count, count + len(rows)))
+        )
+
+    def _check_rows(self, rows: np.ndarray, sizes: np.ndarray) -> None:
+        """The rows have values that the writer gives, and zeros between their fields."""
+        images = rows["image"]
+        height, width = (images[name].astype(np.int64) for name in ("height", "width"))
+        self.pixels += int((height * width).sum())
+        first = self.content.rows["image"][0]
+        same = (height == first["height"]) & (width == first["width"])
+        self.alike &= bool((same & (np.maximum(height, width) <= MEAN_SIDE)).all())
+        clean = np.zeros(len(rows), rows.dtype)
+        for name in rows.dtype.names or ():
+            clean[name] = rows[name]
+        _doubt_unless(bool((height > 0).all() and (width > 0).all()))
+        _doubt_unless(clean.tobytes() == rows.tobytes())
+        if images.dtype == beton.RGB_ROW:
+            raw = images["mode"] == beton.RAW
+            _doubt_unless(bool((raw | (images["mode"] == beton.JPG)).all()))
+            _doubt_unless(bool((sizes[raw] == 3 * height[raw] * width[raw]).all()))
+        else:
+            _doubt_unless(bool((images["colour"] <= 1).all() and (images["table"] == 0).all()))
+
+    def _check_sums(self, entry: Entry) -> None:
+        """The sums over pixels are of so many pixels, of these sizes, from 0 to 255."""
+        content = self.content
+        for total, squares in zip(*entry.moments, strict=True):
+            # Squares are at least what equal values give, by Cauchy and Schwarz.
+            _doubt_unless(total * total <= squares * self.pixels and squares <= 255 * total)
+            _doubt_unless(total <= 255 * self.pixels)
+        sums, first = entry.sums, content.rows["image"][0]
+        _doubt_unless((sums is not None) == (self.alike and content.count > 0))
+        content.sums = None
+        if sums is not None:
+            shape = sums.height, sums.width, 3
+            _doubt_unless(shape[:2] == (first["height"], first["width"]))
+            _doubt_unless(len(sums.data) == 8 * shape[0] * shape[1] * 3)
+            content.sums = np.frombuffer(sums.data, np.int64).reshape(shape)
+            in_range = content.sums.min() >= 0 and content.sums.max() <= 255 * content.count
+            _doubt_unless(bool(in_range) and content.sums.sum((0, 1)).tolist() == entry.moments[0])
+
+
+def _doubt_unless(holds: bool) -> None:
+    if not holds:
+        raise DoubtfulError
+
+
+def _count_whole(path: Path, first: int, page_size: int, crc32: Sequence[str]) -> int:
     """How many of the pages, from the first on, lie in a file as they were written."""
-    with path.open("rb") as file:
+    with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
         file.seek(first)
         for number, expected in enumerate(crc32):
             if f"{zlib.crc32(file.read(page_size)):08x}" != expected:

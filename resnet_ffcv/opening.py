@@ -89,8 +89,12 @@ def read_file(path: str | os.PathLike[str], limit: int) -> bytes:
         OSError: as `open` and `read`.
     """
     with open_regular(path) as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
+        # Not `limit` at once: Python asks for that much memory before it reads.
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(size + 1) if size <= limit else b""
+        if len(content) > size:  # it grew, or is of /proc, where no size is known
+            content += file.read(limit + 1 - len(content))
+    if max(size, len(content)) > limit:
         raise UnsuitableFileError(path, f"has more than {limit:,} bytes")
     return content
 
@@ -106,11 +110,13 @@ def temporary_path(path: Path, kind: str) -> Path:
 
 def find_temporary(path: Path) -> list[Path]:
     """The regular files that `temporary_path(path, ...)` has named, as a killed process leaves
-    them. Whoever removes them must hold the lock of their folder."""
+    them, and temporary files of these. Whoever removes them must hold the lock of their folder."""
     found = []
     for entry in os.scandir(path.parent):
-        named = TEMPORARY.fullmatch(entry.name)
-        if named and named["name"] == path.name and entry.is_file(follow_symlinks=False):
+        name = entry.name
+        while named := TEMPORARY.fullmatch(name):
+            name = named["name"]
+        if name == path.name != entry.name and entry.is_file(follow_symlinks=False):
             found.append(path.with_name(entry.name))
     return sorted(found)
 

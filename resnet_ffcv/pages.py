@@ -9,21 +9,27 @@ from pathlib import Path
 import numpy as np
 
 from resnet_ffcv import beton
-from resnet_ffcv.files import open_past_cache, write_at
+from resnet_ffcv.files import bypass_cache, write_at
 from resnet_ffcv.manifest import Pages
+from resnet_ffcv.opening import create_file, open_own
 
 
 class PageWriter:
-    """Places samples into the pages of a file, one behind the other, none across a page's end.
+    """Places samples into the pages of a file, one after the other, none across a page's end.
 
     A context: the last page is written at its end.
 
     Args:
-        path: of the file; it is made anew, unless samples are `placed` in it.
+        path: of the file. With `placed`, one that this program wrote earlier; else a new one, which
+            replaces what has that name.
         first: offset of the first page.
         page_size: bytes.
         placed: rows of beton.ALLOCATION of the samples that lie there already.
         crc32: of the pages before the one in which the last of these ends.
+
+    Raises:
+        UnsuitableFileError: with `placed`, the file is a link or no regular file.
+        OSError: as `open` and `read`.
     """
 
     def __init__(
@@ -33,14 +39,17 @@ class PageWriter:
         self.first, self.page_size = first, page_size
         self.page, self.used = mmap.mmap(-1, page_size), 0  # its address is a multiple of blocks
         self.crc32, self.allocations = list(crc32), list(placed)
-        if placed:
-            _, offset, size = placed[-1]
-            self.used = offset + size - self.end
-            with path.open("rb") as file:
-                file.seek(self.end)
-                self.page[: self.used] = file.read(self.used)
-        flags = os.O_WRONLY | os.O_CREAT | (0 if placed else os.O_TRUNC)
-        self.handle = open_past_cache(path, flags)
+        self.handle = open_own(path, os.O_RDWR) if placed else create_file(path)
+        try:
+            if placed:
+                _, offset, size = placed[-1]
+                self.used = offset + size - self.end
+                with memoryview(self.page) as page:
+                    os.preadv(self.handle, [page[: self.used]], self.end)
+            bypass_cache(self.handle)
+        except BaseException:
+            os.close(self.handle)
+            raise
 
     def __enter__(self) -> "PageWriter":
         return self
@@ -54,7 +63,7 @@ class PageWriter:
 
     @property
     def end(self) -> int:
-        """The offset behind the pages that were written."""
+        """The offset after the pages that were written."""
         return self.first + len(self.crc32) * self.page_size
 
     @property
@@ -102,8 +111,8 @@ def write_tables(
     header["alloc_table_ptr"] = pages.end
     head = (header.tobytes() + fields.tobytes() + metadata.tobytes()).ljust(pages.first, b"\0")
     table = np.array(pages.allocations, beton.ALLOCATION).tobytes()
-    with path.open("r+b") as file:
-        file.truncate(pages.end)  # where a longer write was gone on with
+    with os.fdopen(open_own(path, os.O_RDWR), "r+b") as file:
+        file.truncate(pages.end)  # a resumed file may have been longer
         file.write(head)
         file.seek(pages.end)
         file.write(table)

@@ -1,15 +1,17 @@
 """Where images come from: the sample, CIFAR, folders of images."""
 
+import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from resnet_ffcv.cifar import read_cifar
 from resnet_ffcv.config import SourceConfig
 from resnet_ffcv.errors import FailureError, UsageError
+from resnet_ffcv.pictures import readable_extensions
 
 SAMPLE = Path(__file__).parent.parent / "sample_data" / "cifar10-sample.npz"
 SAMPLE_TRAINING_IMAGES = 3_500  # of 4,000; the rest validates
@@ -23,7 +25,8 @@ class Split:
 
     items: Sequence[Path] | np.ndarray
     labels: np.ndarray
-    ignored: int = 0  # files that are no images
+    ignored: int = 0  # files of other formats
+    linked: tuple[str, ...] = ()  # links to folders inside class folders, which are not followed
 
     def describe(self, index: int) -> str:
         """What to call an image in an error: its path, or its number."""
@@ -56,9 +59,15 @@ def open_source(config: SourceConfig) -> Source:
             f"source.name={config.name} needs source.path, a folder of train/ and val/"
         )
     folder = Path(config.path)
-    if not folder.is_dir():
-        raise UsageError(f"source.path={folder}: no such folder")
-    return _open_folder(config.name, folder)
+    try:
+        if not folder.is_dir():
+            raise UsageError(f"source.path={folder}: no such folder")
+        return _open_folder(config.name, folder)
+    except OSError as error:  # one unreadable folder would otherwise leave its images out
+        raise FailureError(
+            f"{error.filename or folder} cannot be read: {error.strerror}; make it readable, or "
+            "move it out of the source"
+        ) from error
 
 
 def _open_sample() -> Source:
@@ -74,25 +83,17 @@ def _open_sample() -> Source:
 
 
 def _open_cifar(name: str, folder: Path) -> Source:
-    # torchvision checks the archive's checksum before it unpickles what is in it.
     from torchvision import datasets
 
     kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
-    if folder.name in (kind.filename, kind.base_folder):  # the archive, or what it unpacks to
-        folder = folder.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        train, val = (kind(folder, train=part, download=True) for part in (True, False))
+        arrays, classes = read_cifar(kind, folder)
     except Exception as error:  # of the network, the disk, or a damaged archive
         raise FailureError(
             f"{kind.filename} could not be downloaded to {folder}, nor is a whole one there "
             f"({error}); put the archive there yourself, or name its folder by source.path"
         ) from error
-    splits = {
-        split: Split(dataset.data, np.array(dataset.targets, np.int64))
-        for split, dataset in (("train", train), ("val", val))
-    }
-    return Source(name, list(train.classes), splits)
+    return Source(name, classes, {split: Split(*part) for split, part in arrays.items()})
 
 
 def _open_folder(name: str, folder: Path) -> Source:
@@ -102,8 +103,8 @@ def _open_folder(name: str, folder: Path) -> Source:
         if not part.is_dir():
             others = "" if part == train else " and no test/"
             raise FailureError(
-                f"{folder} has no {part.name}/{others}: wanted are {folder}/train/CLASS/... and "
-                f"{folder}/val/CLASS/..."
+                f"{folder} has no {part.name}/{others}; it must hold train/CLASS/... and "
+                "val/CLASS/..."
             )
     classes = _class_folders(train, name)
     found = _class_folders(val, name)
@@ -126,10 +127,16 @@ def _only(folder: Path, names: list[str], others: list[str]) -> str:
 
 
 def _class_folders(folder: Path, name: str) -> list[str]:
-    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    classes = sorted(entry.name for entry in entries if entry.is_dir())
+    entries = [entry for entry in _list(folder) if not entry.name.startswith(".")]
+    classes = [entry.name for entry in entries if entry.is_dir()]
+    for label in classes:
+        if not is_utf8(label):
+            raise FailureError(
+                f"{folder} has a class folder whose name is not UTF-8, {printable(label)}; "
+                "rename it"
+            )
     if not classes:
-        hint = "one folder a class, with its images, is wanted"
+        hint = "it must hold one folder for each class, with its images"
         if name == "imagenet" and entries:
             hint = "sort the images into folders by class (WordNet id), as those of train/ are"
         raise FailureError(f"{folder} has no class folders: {hint}")
@@ -137,20 +144,62 @@ def _class_folders(folder: Path, name: str) -> list[str]:
 
 
 def _scan(folder: Path, classes: list[str]) -> Split:
-    Image.init()
-    readable = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    readable = readable_extensions()
     items: list[Path] = []
     labels: list[int] = []
     ignored = 0
+    linked: list[str] = []
     for label, name in enumerate(classes):
         before = len(items)
-        for place, folders, files in os.walk(folder / name):
-            folders.sort()
-            visible = sorted(file for file in files if not file.startswith("."))
-            images = [f for f in visible if os.path.splitext(f)[1].lower() in readable]
-            items += [Path(place, file) for file in images]
-            ignored += len(visible) - len(images)
+        for path, is_link_to_folder in _walk(folder / name):
+            if is_link_to_folder:
+                linked.append(str(path))
+            elif path.suffix.lower() in readable:
+                items.append(path)
+            else:
+                ignored += 1
         if len(items) == before:
             raise FailureError(f"{folder / name} holds no images; remove the folder, or fill it")
         labels += [label] * (len(items) - before)
-    return Split(items, np.array(labels, np.int64), ignored)
+    return Split(items, np.array(labels, np.int64), ignored, tuple(linked))
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """(path, whether it is a link to a folder) of all in a folder and below it, in order of name.
+
+    Hidden files are left out. Not os.walk, which says nothing of what it cannot read.
+
+    Raises:
+        OSError: a folder cannot be read; its `filename` is that folder.
+    """
+    entries = _list(folder)
+    folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    for entry in entries:
+        if not entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+            path = folder / entry.name
+            yield path, entry.is_symlink() and path.is_dir()
+    for name in folders:
+        yield from _walk(folder / name)
+
+
+def _list(folder: Path) -> list["os.DirEntry[str]"]:
+    """What is in a folder, in order of name."""
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    if not os.access(folder, os.X_OK):  # its names can be listed, but no file can be opened
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    return found
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a file's name is UTF-8; Python keeps other bytes as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def printable(name: str) -> str:
+    r"""A file's name as text that has a UTF-8 form: other bytes as \xNN, a backslash as two."""
+    return os.fsencode(name.replace("\\", "\\\\")).decode(errors="backslashreplace")

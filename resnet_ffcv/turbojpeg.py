@@ -8,10 +8,12 @@ from functools import lru_cache
 
 import numpy as np
 
-# turbojpeg.h of libjpeg-turbo 2.1: enum TJPF by Pillow's mode, TJFLAG_ACCURATEDCT, TJERR_FATAL
+# turbojpeg.h of libjpeg-turbo 2.1: enum TJPF by Pillow's mode, TJFLAG_ACCURATEDCT,
+# TJFLAG_LIMITSCANS (an error after 500 scans), TJERR_FATAL
 PIXEL_FORMATS = {"RGB": 0, "L": 6, "CMYK": 11}
 CHANNELS = {"RGB": 3, "L": 1, "CMYK": 4}
 ACCURATE_DCT = 4096
+LIMIT_SCANS = 32_768
 FATAL = 1
 
 
@@ -50,7 +52,7 @@ def decode(content: bytes, width: int, height: int, mode: str) -> np.ndarray:
             width * channels,
             height,
             PIXEL_FORMATS[mode],
-            ACCURATE_DCT,
+            ACCURATE_DCT | LIMIT_SCANS,
         )
         message = library.tjGetErrorStr2(handle).decode("ascii", "replace")
         fatal = library.tjGetErrorCode(handle) == FATAL

@@ -5,10 +5,12 @@ carries but their sizes: a pipe copies 64 kB at a time, and fills up.
 """
 
 import errno
+import mmap
 import os
 import pickle
 import resource
 import signal
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -24,6 +26,8 @@ from resnet_ffcv.content import add_pixels
 from resnet_ffcv.encode import Stored, draw, encode, read
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.kernels.moments import add_moments
+from resnet_ffcv.opening import UnsuitableFileError
+from resnet_ffcv.progress import Report
 
 MEAN_SIDE = 256  # pixels a side up to which a mean of each place is kept
 TASKS = 3  # of a worker at once: one it encodes, the others wait for it or for the coordinator
@@ -32,8 +36,14 @@ LEAST_KEPT = 1 << 24  # bytes of a task's memory that are not given back
 HANDLES = 8  # open files that a worker takes, at most
 NO_MEMORY = "there is no memory to hand images over in; try fewer writer.workers"
 OUT_OF_MEMORY = "out of memory; try fewer writer.workers"  # Python's error has no words
+TOO_LARGE = "it takes more memory than there is"
+ORDINARY = 1 << 28  # bytes: what an image of some 20 megapixels takes while it is encoded
 OF_A_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
 WAITS = 2**64 - 1  # where an image's place would stand: the worker has not begun
+PATIENCE = 30.0  # seconds at one image after which the user is told; then twice as long, and so on
+POLL = 5.0  # seconds between two looks at workers that do not answer
+SHOWN = 3  # images that one line names
+CLOSING = 1.0  # seconds; a worker in a call to a dead disk cannot even be killed
 
 
 @dataclass(frozen=True)
@@ -82,9 +92,11 @@ def encode_task(task: Task, memory: "Memory") -> Encoded:
             chance = draw(task.writer.seed, task.split, index)
             stored, pixels = encode(read(item), task.image, chance)
         except Exception as error:  # Pillow's plugins raise nearly anything
-            words = OUT_OF_MEMORY if isinstance(error, MemoryError) else str(error)
-            failure = f"{task.names[place]} cannot be stored: {words}"
-            if not is_of_the_image(error):
+            of_the_image = is_of_the_image(error)
+            failure = (
+                f"{task.names[place]} cannot be stored: {explain(error, of_the_image=of_the_image)}"
+            )
+            if not of_the_image:
                 result.fault = failure
                 break
             if task.writer.on_error == "raise":
@@ -101,10 +113,30 @@ def encode_task(task: Task, memory: "Memory") -> Encoded:
 
 
 def is_of_the_image(error: Exception) -> bool:
-    """Whether an image is at fault, not the machine: a disk that is gone would leave all out."""
+    """Whether an image is at fault, not the machine: a disk that is gone would leave all out.
+
+    Of a lack of memory it is where there is still enough for an ordinary image.
+    """
     if isinstance(error, OSError):
         return error.errno is None or error.errno in OF_A_FILE  # Pillow's own have no number
-    return not isinstance(error, MemoryError)
+    return not isinstance(error, MemoryError) or _has_memory(ORDINARY)
+
+
+def _has_memory(size: int) -> bool:
+    try:
+        mmap.mmap(-1, size).close()
+    except (OSError, MemoryError):
+        return False
+    return True
+
+
+def explain(error: Exception, *, of_the_image: bool = True) -> str:
+    """What went wrong with an image, without its path."""
+    if isinstance(error, MemoryError):
+        return TOO_LARGE if of_the_image else OUT_OF_MEMORY
+    if isinstance(error, UnsuitableFileError):
+        return f"it {error.strerror}"
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)
 
 
 class Memory:
@@ -159,7 +191,12 @@ class Handed:
 
     def result(self) -> Encoded:
         """What the worker made of it; its memory serves the next task."""
-        encoded: Encoded = self.worker.memories[self.memory].get()
+        try:
+            encoded: Encoded = self.worker.memories[self.memory].get()
+        except MemoryError as error:
+            raise FailureError(
+                f"{self.task.names[0]} and those that follow: {NO_MEMORY}"
+            ) from error
         self.worker.free.append(self.memory)
         if encoded.fault:
             raise FailureError(encoded.fault)
@@ -176,6 +213,8 @@ class Worker:
     def __init__(self, context: Any) -> None:
         self.memories: list[Memory] = []
         self.unanswered: deque[Handed] = deque()
+        self.seen_at, self.since = "", 0.0  # an image, and when it was first seen to be at it
+        self.patience = PATIENCE
         self.pipe, its_end = context.Pipe()
         self.process = context.Process(target=work, args=(its_end, self.memories), daemon=True)
         try:
@@ -215,9 +254,7 @@ class Worker:
     def failure(self) -> FailureError:
         """What to say of a worker that ended."""
         self.process.join(1)
-        code, at = self.process.exitcode, self.unanswered[0]
-        place = self.memories[at.memory].told()
-        where = "before it began" if place == WAITS else f"at {at.task.names[place]}"
+        code, where = self.process.exitcode, self._where()
         if code == -signal.SIGKILL:
             return FailureError(
                 f"a worker was killed {where}, for lack of memory perhaps; try fewer writer.workers"
@@ -225,11 +262,28 @@ class Worker:
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         return FailureError(f"a worker ended {where} ({how})")
 
+    def _where(self) -> str:
+        """Which image it is at; it has a task."""
+        at = self.unanswered[0]
+        place = self.memories[at.memory].told()
+        return f"before {at.task.names[0]}" if place == WAITS else f"at {at.task.names[place]}"
+
+    def look(self, now: float) -> str:
+        """What to tell of a worker that has been at one image for too long; else nothing."""
+        where = self._where() if self.unanswered else ""
+        if where != self.seen_at:
+            self.seen_at, self.since, self.patience = where, now, PATIENCE
+        waited = now - self.since
+        if not where or waited < self.patience:
+            return ""
+        self.patience *= 2
+        return f"{where} for {waited:.0f} s"
+
     def close(self) -> None:
         """Gives back what it took; kills its process, which has nothing that anyone would miss."""
         if self.process.pid is not None:
             self.process.kill()
-            self.process.join()
+            self.process.join(CLOSING)
         self.pipe.close()
         for memory in self.memories:
             memory.close()
@@ -254,9 +308,15 @@ def work(pipe: "connection.Connection[int, int]", memories: list[Memory]) -> Non
 
 
 class Pool:
-    """Workers; results come in the order of the tasks."""
+    """Workers; results come in the order of the tasks.
 
-    def __init__(self, workers: int | None) -> None:
+    Args:
+        workers: how many; None for one on each core allowed.
+        report: is told of workers that do not get on.
+    """
+
+    def __init__(self, workers: int | None, report: Report) -> None:
+        self.report = report
         count = workers or len(os.sched_getaffinity(0))
         _allow_handles(HANDLES * count)
         context = get_context("forkserver")
@@ -312,8 +372,21 @@ class Pool:
 
     def _receive(self) -> None:
         pipes: dict[Any, Worker] = {w.pipe: w for w in self.workers if w.unanswered}
-        for pipe in connection.wait(pipes):
+        ready = connection.wait(pipes, POLL)
+        for pipe in ready:
             pipes[pipe].receive()
+        if not ready:
+            self._say_who_hangs()
+
+    def _say_who_hangs(self) -> None:
+        now = time.monotonic()
+        stuck = [words for words in (worker.look(now) for worker in self.workers) if words]
+        if stuck:
+            more = f" and {len(stuck) - SHOWN:,} more" if len(stuck) > SHOWN else ""
+            self.report.say(
+                f"waiting for {len(stuck)} of {len(self.workers)} workers, "
+                f"{', '.join(stuck[:SHOWN])}{more}: stopped, or the disk does not answer"
+            )
 
 
 def _allow_handles(count: int) -> None:

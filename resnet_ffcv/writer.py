@@ -5,7 +5,6 @@ is independent of the number of workers. FFCV's own DatasetWriter waits for ever
 """
 
 import errno
-import hashlib
 import itertools
 import math
 import os
@@ -13,21 +12,19 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from resnet_ffcv import beton
 from resnet_ffcv.checksums import compare
-from resnet_ffcv.config import ImageConfig, WriteConfig, WriterConfig
+from resnet_ffcv.config import ImageConfig, WriteConfig
 from resnet_ffcv.content import Content
-from resnet_ffcv.encode import SMALL_SIDE, encoder_digest
+from resnet_ffcv.encode import SMALL_SIDE, encoder_digest, read_size
 from resnet_ffcv.errors import FailureError
-from resnet_ffcv.files import replace_all, set_aside, write_whole
-from resnet_ffcv.journal import Journal
+from resnet_ffcv.files import write_new
+from resnet_ffcv.journal import Found, Journal
 from resnet_ffcv.locks import lock_folder
 from resnet_ffcv.manifest import (
     FORMAT_VERSION,
@@ -38,15 +35,16 @@ from resnet_ffcv.manifest import (
     spread,
     write_manifest,
 )
+from resnet_ffcv.opening import UnsuitableFileError, open_own, temporary_path
 from resnet_ffcv.pages import PageWriter, write_tables
 from resnet_ffcv.progress import Report
+from resnet_ffcv.publication import is_under_way, publish, record_path, recover
 from resnet_ffcv.sources import Source, Split
-from resnet_ffcv.workers import Encoded, Pool, Task, prepare
+from resnet_ffcv.tasks import Job, choose
+from resnet_ffcv.workers import Encoded, Pool, Task, explain, prepare
 
 PROBES = 100  # images that the size of a split is judged by
 BLOCK = 512  # bytes, in which the system says how much of a file is on the disk
-# In a task for a worker: images at most, and bytes of files, so that few large ones are in memory.
-TASK_FILES, TASK_ARRAYS, TASK_BYTES = 16, 500, 1 << 22
 
 
 @dataclass(frozen=True)
@@ -93,13 +91,13 @@ def write_dataset(source: Source, config: WriteConfig, report: Report) -> dict[s
         "choose another folder"
     )
     with lock_folder(folder, busy):
-        pool = Pool(config.writer.workers)
+        pool = Pool(config.writer.workers, report)
         try:
             jobs = [
                 Job(source, name, choose(len(split.labels), config.writer), config)
                 for name, split in source.splits.items()
             ]
-            drafts = [Draft(job, folder / f"{job.split}.beton") for job in jobs]
+            drafts = [Draft(job, folder / f"{job.split}.beton", report) for job in jobs]
             report.say(f"storing images as {config.image.mode}")
             refuse_if_too_large(drafts, folder, pool)
             written = {draft.job.split: write_split(draft, pool, report) for draft in drafts}
@@ -108,97 +106,6 @@ def write_dataset(source: Source, config: WriteConfig, report: Report) -> dict[s
             return written
         finally:
             pool.close()
-
-
-@dataclass(frozen=True)
-class Job:
-    """A split to write: which of its images (sorted indices), and how."""
-
-    source: Source
-    split: str
-    indices: np.ndarray
-    config: WriteConfig
-
-    @property
-    def images(self) -> Split:
-        return self.source.splits[self.split]
-
-    @property
-    def arguments(self) -> bytes | None:
-        """The image field's, where it is one of ours."""
-        image = self.config.image
-        if image.mode not in beton.FORMS:
-            return None
-        quality = image.quality if image.mode == "dct" else 100
-        return beton.write_arguments(image.mode, quality, image.max_resolution)
-
-    def short_name(self, index: int) -> str:
-        """An image's file with its folder, the same on every machine; or its number."""
-        item = self.images.items[index]
-        return _short(item) if isinstance(item, Path) else self.images.describe(index)
-
-    def identify(self) -> tuple[str, str]:
-        """SHA-256 of the labels and images, by their pixels, or by their files' names, folders and
-        sizes, which are the same on every machine; and of the files' times of change on this one.
-        """
-        digest = hashlib.sha256(self.images.labels[self.indices].tobytes())
-        times = hashlib.sha256()
-        for index in map(int, self.indices):
-            item = self.images.items[index]
-            if isinstance(item, np.ndarray):
-                digest.update(item.tobytes())
-                continue
-            digest.update(f"{_short(item)} {_size(item)}\n".encode())
-            with suppress(OSError):  # the worker that reads it says what is wrong
-                times.update(f"{item.stat().st_mtime_ns}\n".encode())
-        return digest.hexdigest(), times.hexdigest()
-
-    def options(self) -> dict[str, Any]:
-        """What the file's bytes depend on, beside the source."""
-        writer = self.config.writer
-        chosen = {"limit": writer.limit, "seed": writer.seed, "on_error": writer.on_error}
-        return {**asdict(self.config.image), **chosen}
-
-    def tasks(self, indices: np.ndarray) -> Iterator[Task]:
-        """The images cut into tasks, in order."""
-        items = self.images.items
-        in_memory = isinstance(items, np.ndarray)
-        part: list[int] = []
-        weight = 0
-        for index in map(int, indices):
-            part.append(index)
-            weight += _size(items[index])
-            if len(part) == (TASK_ARRAYS if in_memory else TASK_FILES) or weight > TASK_BYTES:
-                yield self._task(part)
-                part, weight = [], 0
-        if part:
-            yield self._task(part)
-
-    def _task(self, part: list[int]) -> Task:
-        names = [self.images.describe(index) for index in part]
-        items = [self.images.items[index] for index in part]
-        return Task(self.split, part, items, names, self.config.image, self.config.writer)
-
-
-def _short(path: Path) -> str:
-    """A file's name with its folder's: the same on every machine."""
-    return f"{path.parent.name}/{path.name}"
-
-
-def _size(item: Path | np.ndarray) -> int:
-    if isinstance(item, np.ndarray):
-        return item.nbytes
-    try:
-        return item.stat().st_size
-    except OSError:  # the worker that reads it says what is wrong
-        return 0
-
-
-def choose(count: int, config: WriterConfig) -> np.ndarray:
-    """Sorted indices of the images to write: all, or `writer.limit` drawn by `writer.seed`."""
-    if config.limit is None or config.limit >= count:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(config.seed).permutation(count)[: config.limit])
 
 
 def probe(indices: np.ndarray) -> np.ndarray:
@@ -217,17 +124,13 @@ def default_mode(split: Split, config: ImageConfig, *, skip: bool = False) -> st
         longest = 0
         for index in probe(np.arange(len(split.labels))):
             try:
-                with Image.open(split.items[index]) as image:
-                    longest = max(longest, *image.size)
-            except (OSError, ValueError, Image.DecompressionBombError) as error:
+                longest = max(longest, *read_size(split.items[index], config))
+            except Exception as error:  # Pillow's plugins raise nearly anything
                 if skip:
                     continue
-                words = "no format that Pillow knows"
-                if not isinstance(error, UnidentifiedImageError):
-                    words = str(error)
                 raise FailureError(
-                    f"{split.describe(index)} cannot be read: {words}; writer.on_error=skip leaves "
-                    "such images out"
+                    f"{split.describe(index)} cannot be read: {explain(error)}; "
+                    "writer.on_error=skip leaves such images out"
                 ) from error
     longest = min(longest, config.max_resolution or longest)
     return "raw" if longest <= SMALL_SIDE else "dct"
@@ -291,11 +194,13 @@ def write_split(draft: "Draft", pool: Pool, report: Report) -> Written:
 
 
 def _write_with_sufficient_pages(draft: "Draft", pool: Pool, report: Report) -> Content:
-    page_size = draft.page_size()
+    found = draft.find_stopped()
+    page_size = found.page_size if found else beton.DEFAULT_PAGE_SIZE
     while True:
         try:
-            return draft.write(page_size, pool, report)
+            return draft.write(page_size, found, pool, report)
         except SampleTooLargeError as error:
+            found = None
             page_size = page_size_for(error.size)
             if page_size > beton.MAX_PAGE_SIZE:
                 raise FailureError(f"an image takes {error.size:,} bytes, too many") from error
@@ -308,70 +213,107 @@ class Draft:
     Args:
         job: what is written.
         path: what the file will be called.
+        report: is told what an earlier run left.
+
+    Raises:
+        FailureError: a link, pipe or folder is in place of one of its files.
     """
 
-    def __init__(self, job: Job, path: Path) -> None:
-        self.job, self.path = job, path
+    def __init__(self, job: Job, path: Path, report: Report) -> None:
+        self.job, self.path, self.report = job, path, report
         self.identity, times = job.identify()
         self.count = len(job.indices)
         self.resume = job.config.writer.resume
-        self.part = path.with_name(part_names(path)[self.resume])
+        self.kept = path.with_name(f"{path.name}.partial")
+        self.part = self.kept if self.resume else temporary_path(path, "part")
         self.manifest, self.mean = manifest_path(path), path.with_name(pixel_mean_name(path.name))
-        # Without resume there is none: it would tell of a file that is removed.
-        self.journal: Journal | None = None
-        if self.resume:
-            written = {"images": self.identity, "times": times, "encoder": encoder_digest()}
-            source = {"source": job.source.name, "classes": job.source.classes}
-            self.journal = Journal(self.part, {**written, **source, **job.options()})
-        self._settle()
+        written = {"images": self.identity, "times": times, "encoder": encoder_digest()}
+        source = {"source": job.source.name, "classes": job.source.classes}
+        self.journal = Journal(self.kept, {**written, **source, **job.options()}, self.count)
+        try:
+            self._settle()
+        except OSError as error:
+            raise FailureError(self._say(error)) from error
 
     def _settle(self) -> None:
-        """Undoes or completes a publication that a kill broke off, and removes what else it left.
+        """Completes a publication that was broken off, and removes what else a killed run left."""
+        own = (self.kept, self.journal.path) if self.resume else ()
+        for path in (*own, record_path(self.path)):
+            with suppress(FileNotFoundError):
+                os.close(open_own(path, os.O_RDONLY))
+        words = recover(self.path, self.kept, (self.mean, self.manifest))
+        if words:
+            self.report.say(words)
+        if not (self.resume or os.path.lexists(self.kept)):
+            # It would tell of a file that is no longer there.
+            with suppress(FileNotFoundError, UnsuitableFileError):
+                os.close(open_own(self.journal.path, os.O_RDONLY))
+                self.journal.end()
 
-        While one was under way, `waiting(self.path)` holds the number of the new file's inode.
-        """
-        names = (self.path, self.mean, self.manifest)
-        if waiting(self.path).exists():
-            inode = int(waiting(self.path).read_text())
-            if self.path.exists() and self.path.stat().st_ino == inode:
-                moves = [(waiting(path), path) for path in names[1:]]
-            else:
-                moves = [(set_aside(path), path) for path in names if not path.exists()]
-            for source, target in moves:
-                if source.exists():
-                    os.replace(source, target)
-        for leftover in self.path.parent.glob(".*"):
-            is_ours = leftover.name.lstrip(".").startswith(self.path.name)
-            if is_ours and leftover.suffix in (".part", ".new", ".old"):
-                leftover.unlink()
-        kept = self.path.with_name(part_names(self.path)[True])
-        if not (self.resume or kept.exists()):
-            Journal(kept, {}).end()
+    def _say(self, error: OSError, pages: PageWriter | None = None) -> str:
+        """What went wrong, and what to do."""
+        if isinstance(error, UnsuitableFileError):
+            return f"{error}; remove it"
+        return (
+            f"{self.path} could not be written: {error.strerror}"
+            f"{self._say_what_is_missing(error, pages)}"
+        )
 
     def is_published(self) -> bool:
-        """Whether a run that this one goes on with has finished the file."""
-        finished = self.journal.finished() if self.journal else None
+        """Whether a run that this one resumes has finished the file."""
+        try:
+            finished = self.journal.finished() if self.resume else None
+        except OSError as error:
+            raise FailureError(self._say(error)) from error
         try:
             return finished is not None and read_manifest(self.path).sha256 == finished
         except FailureError:
             return False
 
     def bytes_on_disk(self) -> int:
-        """What a stopped write left there, which is gone on with or written over."""
+        """Size on the disk of what a stopped write left, which is resumed or written over."""
         return self.part.stat().st_blocks * BLOCK if self.part.exists() else 0
 
     def end(self) -> None:
-        """All files of the source are whole: what would be gone on with is forgotten."""
-        if self.journal:
+        """All files of the source are whole: there is nothing left to resume."""
+        if self.resume:
             self.journal.end()
 
-    def page_size(self) -> int:
-        """That of a write that is gone on with, or FFCV's."""
-        known = self.journal.page_size() if self.journal else None
-        return known or beton.DEFAULT_PAGE_SIZE
+    def find_stopped(self) -> Found | None:
+        """What a stopped write of this job left, if anything."""
+        if not self.resume:
+            return None
+        row = beton.RGB_ROW if self.job.arguments is None else beton.FORM_ROW
+        try:
+            found = self.journal.read(row)
+        except OSError as error:
+            raise FailureError(self._say(error)) from error
+        if found and self._has_labels_of(found.content):
+            return found
+        if self.part.exists():
+            self.report.say(f"{self.part} cannot be resumed; it is written from the start")
+        return None
 
-    def write(self, page_size: int, pool: Pool, report: Report) -> Content:
+    def _has_labels_of(self, content: Content) -> bool:
+        """Whether the labels are those of the job's first images, but for those skipped."""
+        skipped = list(reversed(content.skipped))
+        stored = []
+        for index in self.job.indices[: content.done].tolist():
+            if skipped and skipped[-1] == self.job.short_name(index):
+                skipped.pop()
+            else:
+                stored.append(index)
+        labels = self.job.images.labels[np.array(stored, int)]
+        return not skipped and np.array_equal(labels, content.metadata["label"])
+
+    def write(self, page_size: int, found: Found | None, pool: Pool, report: Report) -> Content:
         """Writes, checks and publishes the file.
+
+        Args:
+            page_size: bytes.
+            found: what a stopped write left, with pages of this size.
+            pool: of the workers.
+            report: is told how far it is.
 
         Raises:
             SampleTooLargeError: the pages are too small.
@@ -379,42 +321,39 @@ class Draft:
         """
         if self.path.exists():
             report.say(f"{self.path} is there already and will be replaced")
-        kept = self.path.with_name(part_names(self.path)[True])
-        if kept.exists() and not self.resume:
-            report.say(f"{kept} is of a stopped write; --writer.resume=true goes on with it")
+        if os.path.lexists(self.kept) and not self.resume:
+            report.say(f"{self.kept} is of a stopped write; --writer.resume=true resumes it")
         report.begin(f"write {self.path.name}", self.count, "images")
         pages = None
         try:
-            content, pages = self._begin(page_size, report)
+            content, pages = self._begin(page_size, found, report)
             with pages:
                 self._write_samples(pages, content, pool, report)
             sums = write_tables(self.part, pages, content.metadata, self.job.arguments)
-            sha256 = check(self.part, sums, report)
+            sha256 = check(self.part, self.path.name, sums, report)
             self._publish(describe(self.job, content, sums, self.identity, sha256), content)
         except SampleTooLargeError:
             self._remove()
             raise
         except OSError as error:
-            missing = self._say_what_is_missing(error, pages)
-            raise FailureError(
-                f"{self.path} could not be written: {error.strerror}{missing}"
-            ) from error
+            raise FailureError(self._say(error, pages)) from error
         finally:
-            if not self.resume:
+            if not self.resume and not is_under_way(self.path):
                 self._remove()
         return content
 
-    def _begin(self, page_size: int, report: Report) -> tuple[Content, PageWriter]:
+    def _begin(
+        self, page_size: int, found: Found | None, report: Report
+    ) -> tuple[Content, PageWriter]:
         """Nothing, or what a stopped write has left."""
         row = beton.RGB_ROW if self.job.arguments is None else beton.FORM_ROW
         first = beton.first_page(self.count, page_size)
-        found = self.journal.read(row, self.count, first, page_size) if self.journal else None
         if found is None:
-            if self.journal:
+            if self.resume:
                 self.journal.begin(page_size)
             return Content.empty(self.count, row), PageWriter(self.part, first, page_size)
         done = found.content.done
-        report.say(f"going on with {self.part}: {done:,} of {self.count:,} images are done")
+        report.say(f"resuming {self.part}: {done:,} of {self.count:,} images are done")
         report.advance(done)
         return found.content, PageWriter(self.part, first, page_size, found.placed, found.crc32)
 
@@ -441,7 +380,7 @@ class Draft:
                 content.count += 1
                 content.damaged += stored.damaged
             content.done += len(task.indices)
-            if self.journal:
+            if self.resume:
                 self.journal.note(content, pages)
         if content.count == 0:
             raise FailureError(f"{self.path}: none of {self.count:,} images could be stored")
@@ -452,34 +391,29 @@ class Draft:
         A .beton without its manifest is refused when it is opened, with a stale one it is not: so
         the manifest comes last.
         """
-        if self.path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        new = {path: temporary_path(path, "new") for path in (self.mean, self.manifest)}
         moves, gone = [(self.part, self.path)], [self.mean]
         try:
             if manifest.pixel_mean and content.sums is not None:
                 mean = (content.sums / content.count / 255).astype(np.float32)
-                write_whole(waiting(self.mean), lambda file: np.save(file, mean))
-                moves, gone = [*moves, (waiting(self.mean), self.mean)], []
-            write_manifest(manifest, waiting(self.manifest))
-            inode = str(self.part.stat().st_ino).encode()
-            write_whole(waiting(self.path), lambda file: file.write(inode))
-            if self.journal:
+                write_new(new[self.mean], lambda file: np.save(file, mean))
+                moves, gone = [*moves, (new[self.mean], self.mean)], []
+            write_manifest(manifest, new[self.manifest])
+            if self.resume:
                 self.journal.finish(manifest.sha256)
-            replace_all([*moves, (waiting(self.manifest), self.manifest)], gone)
+            publish([*moves, (new[self.manifest], self.manifest)], gone)
         finally:
-            names = (self.mean, self.manifest, self.path)
-            # Where not even the way back came to its end, the next run completes it.
-            if not any(set_aside(path).exists() for path in names):
-                for path in names:
-                    waiting(path).unlink(missing_ok=True)
+            if not is_under_way(self.path):
+                for path in new.values():
+                    path.unlink(missing_ok=True)
 
     def _remove(self) -> None:
         self.part.unlink(missing_ok=True)
-        if self.journal:
+        if self.resume:
             self.journal.end()
 
     def _say_what_is_missing(self, error: OSError, pages: PageWriter | None) -> str:
-        """Of a full disk: how far it reached and, by what was written, what is missing."""
+        """Of a full disk: how far the write came and about how much more it needs."""
         written = pages.samples_written if pages else 0
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         if not is_full or not pages or not 0 < written < self.count:
@@ -502,29 +436,20 @@ def _largest(parts: Iterable[Encoded]) -> int:
     return max((len(stored.data) for part in parts for stored in part.images), default=0)
 
 
-def check(path: Path, sums: Pages, report: Report) -> str:
+def check(path: Path, name: str, sums: Pages, report: Report) -> str:
     """Reads a file back: its tables, and each part against its checksum. Returns its SHA-256.
+
+    `name` is what it will be called.
 
     Raises:
         FailureError: what was read is not what was written.
     """
     beton.read_image_tables(path)
-    name = path.name.strip(".").removesuffix(".part").removesuffix(".partial")
     report.begin(f"check {name}", len(sums.crc32), "pages")
     found = compare(path, sums, report.advance)
     if found.words:
         raise FailureError(f"{path} does not read as it was written: {'; '.join(found.words)}")
     return found.sha256
-
-
-def part_names(path: Path) -> tuple[str, str]:
-    """What a file is called until it is whole: as one that is removed, and as one that is kept."""
-    return f".{path.name}.part", f"{path.name}.partial"
-
-
-def waiting(path: Path) -> Path:
-    """Where a file waits until its .beton has its name."""
-    return path.with_name(f".{path.name}.new")
 
 
 def pixel_mean_name(beton_name: str) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from resnet_ffcv import files
 from resnet_ffcv.errors import FailureError
-from resnet_ffcv.files import open_past_cache, read_blocks, write_at, write_whole
+from resnet_ffcv.files import bypass_cache, read_blocks, write_at, write_whole
 from resnet_ffcv.runs import Run
 
 
@@ -62,7 +62,8 @@ def test_what_the_disk_takes_in_blocks_alone_goes_through_the_cache(
 ) -> None:
     if not direct:
         monkeypatch.setattr(os, "O_DIRECT", 0)  # as where a file system knows no such thing
-    handle = open_past_cache(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
+    handle = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
+    bypass_cache(handle)
     page = memoryview(mmap.mmap(-1, 8192))
     page[:] = os.urandom(8192)
     write_at(handle, page, 0)
@@ -78,7 +79,8 @@ def test_a_write_that_stops_halfway_goes_on(
     monkeypatch.setattr(
         os, "pwrite", lambda handle, content, at: pwrite(handle, content[:4096], at)
     )
-    handle = open_past_cache(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
+    handle = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
+    bypass_cache(handle)
     page = memoryview(mmap.mmap(-1, 5 * 4096))
     page[:] = os.urandom(5 * 4096)
     write_at(handle, page, 0)

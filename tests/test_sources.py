@@ -1,8 +1,11 @@
 """Where images come from: every source, and what can be wrong with it."""
 
+import errno
 import hashlib
 import io
+import os
 import pickle
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +13,13 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from resnet_ffcv import cifar as cifar_module
 from resnet_ffcv.config import SourceConfig
 from resnet_ffcv.errors import FailureError, UsageError
-from resnet_ffcv.sources import SAMPLE, Source, open_source
+from resnet_ffcv.sources import SAMPLE, Source, is_utf8, open_source, printable
 
 
 def test_the_sample_is_cut_in_two() -> None:
@@ -99,7 +105,7 @@ BROKEN = {
     ),
     "no class folders": (
         {"train/1.png": b"", "val/1.png": b""},
-        "train has no class folders: one folder a class",
+        "train has no class folders: it must hold",
     ),
 }
 
@@ -111,6 +117,58 @@ def test_broken_folders_are_named(make_folder: Callable[..., Path], kind: str) -
     with pytest.raises(FailureError, match=words) as error:
         folder(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("below", ["train", "train/cat", "val/dog", "train/dog/deep/deeper"])
+@pytest.mark.parametrize("how", ["cannot be listed", "cannot be entered", "is gone"])
+def test_an_unreadable_folder_is_named(
+    make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, below: str, how: str
+) -> None:
+    path = make_folder({**PLAIN, "train/dog/deep/deeper/2.png": b"", "train/dog/3.png": b""})
+    scandir, access = os.scandir, os.access
+    number = errno.ENOENT if how == "is gone" else errno.EACCES
+
+    def fail(folder: Path) -> object:
+        if Path(folder) == path / below and how != "cannot be entered":
+            raise OSError(number, os.strerror(number), str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", fail)  # root may read everything
+    monkeypatch.setattr(os, "access", lambda folder, mode: access(folder, mode) and not (
+        Path(folder) == path / below and how == "cannot be entered"))  # fmt: skip
+    with pytest.raises(FailureError, match=f"{path / below} cannot be read: {os.strerror(number)}"):
+        folder(path)
+
+
+def test_links_to_folders_in_a_class_are_told_of(make_folder: Callable[..., Path]) -> None:
+    path = make_folder({**PLAIN, "more/7.png": b""})
+    (path / "train/cat/linked").symlink_to(path / "more")
+    (path / "train/cat/loop").symlink_to(path)
+    (path / "train/cat/2.png").symlink_to(path / "more/7.png")
+    (path / "train/cat/broken.png").symlink_to(path / "nothing")
+    train = folder(path).splits["train"]
+    assert [item.name for item in train.items] == ["1.png", "2.png", "broken.png", "1.png"]
+    assert train.linked == tuple(str(path / "train/cat" / name) for name in ("linked", "loop"))
+
+
+def test_a_class_whose_name_is_not_utf_8_is_named(make_folder: Callable[..., Path]) -> None:
+    path = make_folder(PLAIN)
+    for part in ("train", "val"):
+        (path / part / "cat").rename(path / part / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(FailureError, match=r"whose name is not UTF-8, caf\\xe9; rename it"):
+        folder(path)
+
+
+@given(st.binary(min_size=1, max_size=20))
+def test_printable_names_are_utf_8_and_keep_what_they_stand_for(name: bytes) -> None:
+    text = printable(os.fsdecode(name))
+    assert is_utf8(text)
+    back = re.sub(
+        rb"\\\\|\\x([0-9a-f]{2})",
+        lambda found: bytes([int(found[1], 16)]) if found[1] else b"\\",
+        text.encode(),
+    )
+    assert back == name
 
 
 def test_many_missing_classes_are_cut_short(make_folder: Callable[..., Path]) -> None:
@@ -233,3 +291,58 @@ def test_a_missing_or_damaged_cifar_says_what_to_do(archive: tuple[str, Path]) -
         assert path.name in words
         assert str(place) in words
         assert "put the archive there yourself" in words
+
+
+def test_a_cifar_that_changes_after_its_checksum_was_compared_is_not_read(
+    archive: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, path = archive
+    md5, expected = cifar_module._md5, open_source(SourceConfig(name, str(path)))
+
+    def swap(content: bytes) -> str:
+        path.write_bytes(b"another archive")
+        return md5(content)
+
+    monkeypatch.setattr(cifar_module, "_md5", swap)
+    found = open_source(SourceConfig(name, str(path)))
+    assert np.array_equal(found.splits["train"].items, expected.splits["train"].items)
+
+
+def test_cifars_pickles_run_nothing(
+    archive: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Harm:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    name, path = archive
+    monkeypatch.setattr(cifar_module, "_read_archive", lambda _kind, _folder, sums: dict.fromkeys(
+        sums, pickle.dumps({"data": Harm(), "labels": []})))  # fmt: skip
+    with pytest.raises(FailureError, match=r"it holds posix\.mkdir, which CIFAR does not"):
+        open_source(SourceConfig(name, str(path)))
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_downloaded_cifar_is_compared_and_kept(
+    archive: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.datasets import utils
+
+    name, path = archive
+    content, victim = path.read_bytes(), path.with_name("victim")
+    victim.write_text("mine")
+    path.unlink()
+    path.symlink_to(victim)
+    monkeypatch.setattr(utils, "_get_redirect_url", lambda url, **_: url)
+    for given_bytes in (b"something else", content):
+        monkeypatch.setattr(
+            utils, "_urlretrieve", lambda _, place, c=given_bytes: Path(place).write_bytes(c)
+        )
+        if given_bytes == content:
+            assert len(open_source(SourceConfig(name, str(path))).classes) == 10
+        else:
+            with pytest.raises(FailureError, match="has another MD5"):
+                open_source(SourceConfig(name, str(path)))
+    assert path.read_bytes() == content
+    assert victim.read_text() == "mine"
+    assert sorted(p.name for p in path.parent.iterdir()) == sorted([path.name, "victim"])

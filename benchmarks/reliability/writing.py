@@ -149,6 +149,8 @@ def try_failing_calls(folder: Path, tries: int) -> list[Tried]:
                 if len([n for n in left if n.startswith("train")]) == 3:  # it was whole already
                     left -= {n for n in left if n.startswith("train")}
                 kept = "Error" in ended and str(error.strerror) in ended and not left
+                if ended == "no error":  # the last renames, with their sync, are tried twice
+                    kept = name in ("replace", "fsync", "open") and digests(out) == expected
                 if resume:
                     write(out, images, resume=True)
                     kept = kept and digests(out) == expected
@@ -186,7 +188,8 @@ def write_with_failure(
             return super().write(content)
 
     def open_failing(path: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-        if str(out) not in str(path) or mode in ("r", "rb"):
+        place = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else path
+        if str(out) not in str(place) or mode in ("r", "rb"):
             return original(path, mode, *arguments, **options)
         raw = FailingFile(path, mode.replace("b", ""))
         file = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
