@@ -126,6 +126,12 @@ class UnknownFieldError(FailureError):
 
 
 Rows = Mapping[str, Callable[[bytes], np.dtype]]
+Identity = tuple[int, int, int, int]
+
+
+def identify(found: os.stat_result) -> Identity:
+    """(device, inode, bytes, nanoseconds of the last change) of a file."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -154,13 +160,13 @@ class FieldInfo:
 class Tables:
     """All of a file but its pages.
 
-    `identity` tells it from another one that gets its path later. `metadata` (samples,) has a row
+    `identity` is that of the file when it was opened, see identify. `metadata` (samples,) has a row
     for each field, under its name. `starts` and `sizes` are uint64 (regions,): the allocation
     table, sorted by offset, without empty regions; `samples` whose they are.
     """
 
     path: Path
-    identity: tuple[int, int]
+    identity: Identity
     page_size: int
     fields: tuple[FieldInfo, ...]
     metadata: np.ndarray
@@ -257,7 +263,7 @@ def read_tables(path: Path, rows: Rows | None = None) -> Tables:
         samples_of, starts, sizes = samples_of[order], starts[order], sizes[order]
     tables = Tables(
         path=path,
-        identity=(found.st_dev, found.st_ino),
+        identity=identify(found),
         page_size=page_size,
         fields=fields,
         metadata=metadata,

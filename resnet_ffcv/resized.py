@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_ffcv.decoders import WholeImage
+from resnet_ffcv.beton import MAX_SIDE
+from resnet_ffcv.decoders import LIMITS, WholeImage
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.kernels import windows
+from resnet_ffcv.kernels.batches import Limits
 from resnet_ffcv.kernels.status import MEANING
 from resnet_ffcv.loader import open_tables
 from resnet_ffcv.storage import Storage
@@ -28,10 +30,15 @@ class ResizedImages:
         batch_size: images of that resolution in a batch; of larger ones there are fewer.
         num_workers: threads that decode.
         filter: area, triangle or cubic.
+        max_pixels: of an image, and of one that was resized, whose longer side may have MAX_SIDE.
+        max_memory: bytes that decoding one sample may take of a thread's memory.
 
     Attributes:
         indices: int64 (n,), of the samples shown: all.
         labels: int64 (n,).
+
+    Raises:
+        FailureError: a file that cannot be opened, or an image that is too long for one of `sides`.
     """
 
     def __init__(
@@ -43,6 +50,8 @@ class ResizedImages:
         batch_size: int,
         num_workers: int,
         filter: str = "area",
+        max_pixels: int = LIMITS.pixels,
+        max_memory: int = LIMITS.memory,
     ) -> None:
         tables, fields = open_tables(Path(fname), {})
         self.fname, self.sides, self.resolution = fname, tuple(sides), resolution
@@ -52,13 +61,17 @@ class ResizedImages:
         self.storage = Storage(tables)
         self.indices = np.arange(len(tables.metadata))
         self.labels = tables.metadata["label"].astype(np.int64)
+        self.limits = Limits(max_pixels, max_memory)
+        for side in self.sides:
+            self._check_longest(side)
 
     def __iter__(self) -> Generator[Batch, None, None]:
         """Every image at each of `sides`; one batch is decoded ahead.
 
         Raises:
-            FailureError: an image is damaged; the message names it.
+            FailureError: an image is damaged, or the file changed since it was opened.
         """
+        self.storage.begin_epoch()
         groups = [group for side in self.sides for group in self._groups(side)]
         with ThreadPoolExecutor(1, "decode") as pool:
             ahead = [pool.submit(self._decode, *group) for group in groups[:1]]
@@ -67,6 +80,21 @@ class ResizedImages:
                 yield ahead.pop(0).result()
             if ahead:
                 yield ahead.pop(0).result()
+
+    def _check_longest(self, side: int) -> None:
+        """An image of 1 x 65,535 pixels would become 65,535 times longer than the short side."""
+        heights, widths = (self.metadata[name].astype(np.int64) for name in ("height", "width"))
+        ratios = np.maximum(heights, widths) / np.maximum(np.minimum(heights, widths), 1)
+        if not len(ratios):
+            return
+        sample = int(np.argmax(ratios))
+        height, width = windows.resized_shape(int(heights[sample]), int(widths[sample]), side)
+        if max(height, width) > MAX_SIDE or height * width > self.limits.pixels:
+            raise FailureError(
+                f"{self.fname}: sample {sample}, {widths[sample]} x {heights[sample]} pixels, "
+                f"would become {width:,} x {height:,} at a short side of {side}; a resized image "
+                f"may have {MAX_SIDE:,} pixels a side and max_pixels={self.limits.pixels:,} in all"
+            )
 
     def _groups(self, side: int) -> list[tuple[np.ndarray, tuple[int, int]]]:
         """(indices, shape) of each batch: of one shape, as many as `batch_pixels` allow."""
@@ -87,8 +115,9 @@ class ResizedImages:
         images = np.empty((len(indices), *shape, 3), np.uint8)
         statuses = self.decoder.decode(
             self.field, self.metadata, indices, images, self.storage.state(np.uint64(0)),
-            np.uint64(0), self.num_workers,
+            np.uint64(0), self.num_workers, self.limits,
         )  # fmt: skip
+        self.storage.check()
         bad = np.flatnonzero(statuses)
         if len(bad):
             cause = MEANING[int(statuses[bad[0]])]

@@ -17,7 +17,8 @@ Threads take the samples one by one, by the counter, so that none waits for anot
 """
 
 import threading
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -77,8 +78,11 @@ def decode_samples(
     """
     size, statuses = (out.shape[1], out.shape[2]), np.empty(len(rows), np.int32)
     padded, colour = fill is not None, fill or (0, 0, 0)
-    checked = form, regions, rows, windows, filter_, padded, size
-    work = _find_work(checked, limits, max(1, min(threads, len(rows))), statuses)
+
+    def check(within: Limits, found: np.ndarray) -> int:
+        return check_samples(form, regions, rows, windows, filter_, padded, size, within, found)
+
+    work = _find_work(check, limits, max(1, min(threads, len(rows))), statuses)
     threads, counter = len(work), np.zeros(1, np.int64)
     _, inverse, means = tables or make_tables(100)
     arguments = form, regions, rows, windows, filter_, padded, colour, inverse, means, out, statuses
@@ -90,15 +94,15 @@ def decode_samples(
 
 
 def _find_work(
-    checked: tuple[Any, ...], limits: Limits, threads: int, statuses: np.ndarray
+    check: Callable[[Limits, np.ndarray], int], limits: Limits, threads: int, statuses: np.ndarray
 ) -> np.ndarray:
-    """Memory for the samples that can be decoded, whose statuses are filled in.
+    """Memory for the samples that can be decoded; fills in the statuses.
 
-    Where the system has too little, fewer threads work; then the largest samples are given up.
+    Where the system has too little, one thread works alone; then the largest samples are given up.
     """
     within = limits
     while True:
-        words = check_samples(*checked, within, statuses)
+        words = check(within, statuses)
         try:
             work = _work(threads, words)
         except MemoryError:
@@ -109,7 +113,7 @@ def _find_work(
             break
     if within != limits:
         allowed = np.empty_like(statuses)
-        check_samples(*checked, limits, allowed)
+        check(limits, allowed)
         statuses[(statuses == status.TOO_MUCH_WORK) & (allowed == status.WHOLE)] = status.NO_MEMORY
     return work
 
