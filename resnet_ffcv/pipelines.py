@@ -202,7 +202,7 @@ def bind(plan: Plan, fields: Mapping[str, Any], storage: Storage, *, compiling: 
     for step in plan.steps:
         operation = step.operation
         operation.accept_field(fields[step.name])
-        operation.accept_globals(storage.tables.metadata[step.name], read)
+        operation.accept_globals(storage.metadata[step.name], read)
         before = START if step.source is None else plan.steps[step.source].state
         step.state, step.query = operation.declare_state_and_memory(before)
         if isinstance(operation, Augmentation) and plan.readers(step.source) > 1:
@@ -269,7 +269,7 @@ def _check_before(plan: Plan, batch: Batch) -> np.ndarray:
     for step in plan.steps:
         if not step.is_stock_image_decoder:
             continue
-        column, state = batch.storage.tables.metadata[step.name], batch.storage.state(batch.key)
+        column, state = batch.storage.metadata[step.name], batch.storage.state(batch.key)
         if column.dtype == RGB_ROW:
             found = check_images(column, batch.indices, state, batch.limits)
             np.maximum(statuses, found, out=statuses)
@@ -282,7 +282,7 @@ def _run_steps(plan: Plan, fields: Mapping[str, Any], batch: Batch, slot: Slot) 
     statuses = np.zeros(count, np.int32)
     for place, step in enumerate(plan.steps):
         memory, shared = slot.views(2 * place, count), slot.views(2 * place + 1, count)
-        column = batch.storage.tables.metadata[step.name]
+        column = batch.storage.metadata[step.name]
         if isinstance(step.operation, ImageDecoder):
             # Views of a field differ; those of different fields, an image and its mask, do not.
             key = np.uint64(absorb(batch.key, step.view)) if step.view else batch.key

@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from resnet_ffcv import faults
-from resnet_ffcv.beton import Tables, identify
+from resnet_ffcv.beton import BYTES_ROW, Tables, identify
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.kernels import paging
 from resnet_ffcv.opening import open_regular
@@ -22,6 +22,7 @@ logger = logging.getLogger("resnet_ffcv")
 
 PROBES = 4  # samples of a batch, by which it is judged whether it lies in memory
 BYTES_AHEAD = 1 << 28  # of samples' data that is asked for before it is decoded
+NOWHERE = np.uint64(2**64 - 1)  # a pointer to no region
 
 State = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -67,6 +68,7 @@ class Storage:
         self.file = np.frombuffer(mapping, np.uint8)
         self.address = self.file.ctypes.data
         self.find_fault = faults.watch(self.file)
+        self.metadata = _without_pointers_to_nothing(tables)
 
     def begin_epoch(self) -> None:
         """Checks the file; warns once if its path leads elsewhere by now.
@@ -221,6 +223,20 @@ class ReadAhead:
         self.asked[new] = True
         page_size = self.storage.tables.page_size
         return new * page_size, np.full(len(new), page_size)
+
+
+def _without_pointers_to_nothing(tables: Tables) -> np.ndarray:
+    """The metadata as decoders are given it: pointers of empty bytes lead to no region.
+
+    In the file they lead to where the next data begins, which FFCV's decoder would copy.
+    """
+    metadata = tables.metadata
+    for field in tables.fields:
+        column = metadata[field.name]
+        if column.dtype == BYTES_ROW and not column["size"].all():
+            metadata = metadata.copy() if metadata is tables.metadata else metadata
+            metadata[field.name]["ptr"][column["size"] == 0] = NOWHERE
+    return metadata
 
 
 def _open(path: Path) -> IO[bytes]:
