@@ -173,14 +173,15 @@ def decode_planes(
         colour_y = make_half_axis(axes.y, colour_height, work[used:])
         used += axis_words(out_shape[0], colour_y.taps)
 
-    # libturbojpeg reads the header again, which may have changed: each plane has room for any
-    # sampling of an image of this size, whose sides are made even.
     planes, strides = np.zeros(3, np.int64), np.zeros(3, np.int32)
-    strides[:] = align(width)
+    strides[0], strides[1:] = align(width), align(colour_width)
+    # libturbojpeg reads the header again, which may have changed: each plane has room for any
+    # sampling of an image of this size, whose sides it makes even.
+    room = align(width) * (height + 1) + LANES
     planes[0] = align(work[used:].ctypes.data)
-    planes[1] = planes[0] + strides[0] * (height + 1) + LANES
-    planes[2] = planes[1] + strides[1] * (height + 1) + LANES
-    end = planes[2] + strides[2] * (height + 1) + LANES
+    planes[1] = planes[0] + room
+    planes[2] = planes[1] + room
+    end = planes[2] + room
     if tj_decompress_planes(
         handle, address, size, planes.ctypes.data, width, strides.ctypes.data, height, LIMIT_SCANS
     ):
