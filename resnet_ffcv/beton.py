@@ -137,6 +137,12 @@ def first_page(num_samples: int, page_size: int) -> int:
 
 
 Rows = Mapping[str, Callable[[bytes], np.dtype]]
+Identity = tuple[int, int, int, int]
+
+
+def identify(found: os.stat_result) -> Identity:
+    """(device, inode, bytes, nanoseconds of the last change) of a file."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -192,13 +198,13 @@ class FieldInfo:
 class Tables:
     """All of a file but its pages.
 
-    `identity` tells it from another one that gets its path later. `metadata` (samples,) has a row
+    `identity` is that of the file when it was opened, see identify. `metadata` (samples,) has a row
     for each field, under its name. `starts` and `sizes` are uint64 (regions,): the allocation
     table, sorted by offset, without empty regions; `samples` whose they are.
     """
 
     path: Path
-    identity: tuple[int, int]
+    identity: Identity
     page_size: int
     fields: tuple[FieldInfo, ...]
     metadata: np.ndarray
@@ -350,7 +356,7 @@ def _read_rows(path: Path, file: IO[bytes], head: _Head) -> Tables:
         samples, starts, sizes = samples[order], starts[order], sizes[order]
     tables = Tables(
         path=path,
-        identity=(head.found.st_dev, head.found.st_ino),
+        identity=identify(head.found),
         page_size=head.page_size,
         fields=head.fields,
         metadata=_clear_pointers(head.fields, metadata),

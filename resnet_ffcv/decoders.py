@@ -25,6 +25,8 @@ from resnet_ffcv.kernels.status import MEANING
 from resnet_ffcv.kernels.taps import FILTERS
 from resnet_ffcv.stock import AllocationQuery, Compiler, SimpleRGBImageDecoder
 
+LIMITS = batches.Limits(pixels=1 << 28, memory=1 << 30)  # of one sample, if nothing else is said
+
 # Our stage runs in Python, where it calls compiled code on threads of its own.
 warnings.filterwarnings("ignore", "Code running in object mode", NumbaWarning)
 
@@ -79,7 +81,8 @@ def locate(pointers: np.ndarray, storage_state: tuple[Any, ...]) -> np.ndarray:
 
 def decode_batch(
     field: Any, rows: Rows, storage_state: tuple[Any, ...], wanted: np.ndarray, out: np.ndarray,
-    *, filter_: str = "area", fill: Colour | None = None, threads: int = 1,
+    *, filter_: str = "area", fill: Colour | None = None, limits: batches.Limits = LIMITS,
+    threads: int = 1,
 ) -> np.ndarray:  # fmt: skip
     """Decodes windows of n samples.
 
@@ -93,6 +96,7 @@ def decode_batch(
         filter_: area, triangle or cubic.
         fill: (red, green, blue). If given, windows have out's size, lie on whole pixels and may
             reach outside their images: this is what is seen there.
+        limits: what a sample may ask for; one that asks for more is a damaged one.
         threads: of numba's to use.
 
     Returns:
@@ -117,10 +121,24 @@ def decode_batch(
         numbers, found = (np.repeat(array, wanted.shape[1], axis=0) for array in (numbers, found))
     statuses = batches.decode_samples(
         form, found, numbers, wanted.reshape(-1, wanted.shape[-1]), FILTERS[filter_],
-        out.reshape(-1, *out.shape[-3:]), fill=fill, tables=tables, threads=threads,
+        out.reshape(-1, *out.shape[-3:]), fill=fill, tables=tables, limits=limits,
+        threads=threads,
     )  # fmt: skip
     shaped: np.ndarray = statuses.reshape(wanted.shape[:-1])
     return shaped
+
+
+def check_images(
+    metadata: np.ndarray, indices: np.ndarray, storage_state: tuple[Any, ...],
+    limits: batches.Limits,
+) -> np.ndarray:  # fmt: skip
+    """int32 (n,), of kernels.status.MEANING: samples of FFCV's image field that no decoder should
+    be given. FFCV's own copy what a row and a JPEG's header say, without comparing the two."""
+    rows = read_rows(None, metadata, indices)
+    found: np.ndarray = np.empty(len(indices), np.int32)
+    located = locate(rows.pointers, storage_state)
+    batches.check_images(batches.IMAGE, located, rows.numbers, limits, found)
+    return found
 
 
 class Samples(NamedTuple):
@@ -200,6 +218,7 @@ class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no 
     def decode(
         self, field: Any, metadata: np.ndarray, indices: np.ndarray, out: np.ndarray,
         storage_state: tuple[Any, ...], key: np.uint64, threads: int,
+        limits: batches.Limits = LIMITS,
     ) -> np.ndarray:  # fmt: skip
         """Fills uint8 (n, *views, height, width, 3); returns the statuses (n, *views).
 
@@ -210,19 +229,20 @@ class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no 
             storage_state: where the file is; see locate.
             key: that random windows are drawn by.
             threads: of numba's to use.
+            limits: what a sample may ask for.
         """
         rows = read_rows(field, metadata, indices)
-        return self._decode(field, indices, rows, out, storage_state, key, threads)
+        return self._decode(field, indices, rows, out, storage_state, key, threads, limits)
 
     def _decode(
         self, field: Any, indices: np.ndarray, rows: Rows, out: np.ndarray,
-        storage_state: tuple[Any, ...], key: np.uint64, threads: int,
+        storage_state: tuple[Any, ...], key: np.uint64, threads: int, limits: batches.Limits,
     ) -> np.ndarray:  # fmt: skip
         heights, widths = (rows.numbers[:, side].astype(np.int64) for side in (0, 1))
         samples = Samples(key, np.asarray(indices).astype(np.int64), heights, widths)
         return decode_batch(
             field, rows, storage_state, self.choose_windows(samples, out.shape[-3:-1]), out,
-            filter_=self.filter, fill=self.fill, threads=threads,
+            filter_=self.filter, fill=self.fill, limits=limits, threads=threads,
         )  # fmt: skip
 
     def show(self, pixels: np.ndarray) -> np.ndarray:
@@ -239,7 +259,8 @@ class ImageDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv has no 
         rows = Rows(np.array([[height, width, RAW, 0]], np.int32), np.zeros(1, np.int64))
         out = np.empty((1, *self.views, *(self.output_size or (height, width)), 3), np.uint8)
         state = pixels.reshape(-1), *memory
-        found = self._decode(None, np.zeros(1), rows, out, state, self.draw_key(), 1)
+        key, limits = self.draw_key(), batches.UNLIMITED
+        found = self._decode(None, np.zeros(1), rows, out, state, key, 1, limits)
         if found.any():
             raise ValueError(MEANING[int(found.max())])
         shown: np.ndarray = out[0]

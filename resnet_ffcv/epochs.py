@@ -158,7 +158,10 @@ class Producer:
         self, number: int, indices: np.ndarray, slot: Slot, damaged: dict[int, str]
     ) -> Made:
         loader = self.loader
-        batch = Batch(indices, loader.storage, self.key, loader.num_workers)
+        batch = Batch(
+            indices, loader.storage, self.key, loader.num_workers, loader.limits,
+            loader.first_reads,
+        )  # fmt: skip
         with torch.cuda.stream(self.stream):  # of None it is no context at all
             outputs = run(loader.plan, loader.fields, batch, slot)
         made = Made(outputs, number, slot, damaged)

@@ -20,9 +20,12 @@ import numpy as np
 from resnet_ffcv import orders
 from resnet_ffcv.beton import Tables, UnknownFieldError, read_tables
 from resnet_ffcv.buffers import Slots
+from resnet_ffcv.decoders import LIMITS
 from resnet_ffcv.epochs import Epoch, Producer
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.fields import FIELDS
+from resnet_ffcv.first_reads import FirstReads
+from resnet_ffcv.kernels.batches import Limits
 from resnet_ffcv.pipelines import bind, build_steps, read_specs
 from resnet_ffcv.stock import TYPE_ID_HANDLER, Compiler, OrderOption, TraversalOrder
 from resnet_ffcv.storage import Storage
@@ -63,6 +66,12 @@ class Loader:
         on_error: what becomes of damaged samples, where decoders of resnet_ffcv find them. raise:
             FailureError, with file, sample and cause. skip: their batch is so much smaller, and
             `damaged` has them.
+        max_pixels: of an image, height times width; one with more is damaged.
+        max_memory: bytes that decoding one sample may take of a thread's memory; a sample that
+            takes more is damaged. The memory stays allocated for the epochs to come.
+        verify: "once" compares each page of a file by write_datasets.py with its checksum when a
+            batch first reads from it, and all else at once; a sample in a page that differs is
+            damaged. Costs about a second a gigabyte and core, once. None: no comparison.
 
     Attributes:
         damaged: {index: cause} of the samples that were skipped so far.
@@ -96,6 +105,9 @@ class Loader:
         world_size: int = 1,
         copy: bool | None = None,
         on_error: str = "raise",
+        max_pixels: int = LIMITS.pixels,
+        max_memory: int = LIMITS.memory,
+        verify: str | None = None,
     ) -> None:
         if distributed:
             rank, world_size = _find_rank()
@@ -105,10 +117,13 @@ class Loader:
         self.seed = _draw_seed(world_size) if seed is None else seed
         self.batches_ahead, self.recompile = batches_ahead, recompile
         self.rank, self.world_size, self.copy, self.on_error = rank, world_size, copy, on_error
+        self.max_pixels, self.max_memory, self.verify = max_pixels, max_memory, verify
         self._check_arguments()
+        self.limits = Limits(self.max_pixels, self.max_memory)
         self._pipelines, self._custom_fields = dict(pipelines or {}), dict(custom_fields or {})
         tables, self.fields = open_tables(Path(fname), self._custom_fields)
         self.storage = Storage(tables)
+        self.first_reads = FirstReads(self.storage, self.num_workers) if verify else None
         self.reader = SimpleNamespace(
             file_name=self.fname,
             handlers=self.fields,
@@ -143,7 +158,8 @@ class Loader:
         self._latest = None  # what an epoch that still runs hands out is not noted any more
 
     def _check_arguments(self) -> None:
-        for name in ("batch_size", "batches_ahead", "rank", "world_size", "seed"):
+        for name in ("batch_size", "batches_ahead", "rank", "world_size", "seed", "max_pixels",
+                     "max_memory"):  # fmt: skip
             value = getattr(self, name)
             if not isinstance(value, int | np.integer):
                 raise UsageError(f"{name}={value!r}: wanted is a whole number")
@@ -158,6 +174,9 @@ class Loader:
             ),
             "copy": (self.copy in (None, True, False), "None, True or False"),
             "on_error": (self.on_error in ("raise", "skip"), "raise or skip"),
+            "max_pixels": (1 <= self.max_pixels < 2**62, "a whole number from 1, below 2^62"),
+            "max_memory": (1 <= self.max_memory < 2**62, "a whole number from 1, below 2^62"),
+            "verify": (self.verify in (None, "once"), "None or once"),
         }  # fmt: skip
         for name, (right, words) in wanted.items():
             if not right:
@@ -194,7 +213,7 @@ class Loader:
 
     def __iter__(self) -> Epoch:
         epoch, start = self.next_epoch, self._first_sample
-        self.storage.check()
+        self.storage.begin_epoch()
         self._bind()
         order = check_indices(self._whole_order(epoch), self.reader.num_samples)
         if len(order) != len(self.indices):
@@ -318,6 +337,7 @@ class Loader:
             "custom_fields": self._custom_fields, "drop_last": self.drop_last,
             "batches_ahead": self.batches_ahead, "recompile": self.recompile, "rank": self.rank,
             "world_size": self.world_size, "copy": self.copy, "on_error": self.on_error,
+            "max_pixels": self.max_pixels, "max_memory": self.max_memory, "verify": self.verify,
         }  # fmt: skip
         return type(self)(**(given | changes))
 

@@ -13,9 +13,12 @@ import torch
 from torch import nn
 
 from resnet_ffcv.augment import Augmentation
+from resnet_ffcv.beton import RGB_ROW
 from resnet_ffcv.buffers import Slot
-from resnet_ffcv.decoders import ImageDecoder
-from resnet_ffcv.errors import UsageError
+from resnet_ffcv.decoders import ImageDecoder, check_images
+from resnet_ffcv.errors import FailureError, UsageError
+from resnet_ffcv.first_reads import FirstReads
+from resnet_ffcv.kernels.batches import Limits
 from resnet_ffcv.kernels.random import absorb
 from resnet_ffcv.stock import (
     AllocationQuery,
@@ -59,6 +62,11 @@ class Step:
         """Whether it is called or done without compiling a function for it."""
         kind = type(self.operation)
         return issubclass(kind, ImageDecoder | Augmentation) or kind in (IntDecoder, FloatDecoder)
+
+    @property
+    def is_stock_image_decoder(self) -> bool:
+        kind = type(self.operation)
+        return issubclass(kind, SimpleRGBImageDecoder) and not issubclass(kind, ImageDecoder)
 
     def call(
         self, source: Any, memory: Any, shared: Any, column: np.ndarray, batch: "Batch"
@@ -227,6 +235,8 @@ class Batch:
     storage: Storage
     key: np.uint64
     threads: int  # to decode with
+    limits: Limits  # of each sample
+    first_reads: FirstReads | None  # None: no checksum is compared
 
 
 def run(plan: Plan, fields: Mapping[str, Any], batch: Batch, slot: Slot) -> tuple[Any, ...]:
@@ -234,7 +244,39 @@ def run(plan: Plan, fields: Mapping[str, Any], batch: Batch, slot: Slot) -> tupl
 
     Raises:
         DamagedError: one or more of the samples are; no transform has seen them.
+        FailureError: the file changed since it was opened, or there is too little memory.
     """
+    try:
+        statuses = _check_before(plan, batch)
+        if statuses.any():
+            raise DamagedError(statuses)
+        return _run_steps(plan, fields, batch, slot)
+    except MemoryError as error:
+        samples = ", ".join(map(str, batch.indices[:5])) + ", ..." * (len(batch.indices) > 5)
+        raise FailureError(
+            f"{batch.storage.tables.path}: not enough memory for a batch with the samples "
+            f"{samples}; take a smaller batch_size, fewer num_workers, or a lower max_memory"
+        ) from error
+    finally:
+        batch.storage.check()  # before anybody sees the pixels, or blames a sample
+
+
+def _check_before(plan: Plan, batch: Batch) -> np.ndarray:
+    """Statuses, int32 (n,), by the pages' checksums and for decoders that check nothing."""
+    statuses: np.ndarray = np.zeros(len(batch.indices), np.int32)
+    if batch.first_reads is not None:
+        statuses = batch.first_reads.check(batch.indices)
+    for step in plan.steps:
+        if not step.is_stock_image_decoder:
+            continue
+        column, state = batch.storage.tables.metadata[step.name], batch.storage.state(batch.key)
+        if column.dtype == RGB_ROW:
+            found = check_images(column, batch.indices, state, batch.limits)
+            np.maximum(statuses, found, out=statuses)
+    return statuses
+
+
+def _run_steps(plan: Plan, fields: Mapping[str, Any], batch: Batch, slot: Slot) -> tuple[Any, ...]:
     results: list[Any] = []
     count, prepared = len(batch.indices), set()
     statuses = np.zeros(count, np.int32)
@@ -246,7 +288,7 @@ def run(plan: Plan, fields: Mapping[str, Any], batch: Batch, slot: Slot) -> tupl
             key = np.uint64(absorb(batch.key, step.view)) if step.view else batch.key
             found = step.operation.decode(
                 fields[step.name], column, batch.indices, memory, batch.storage.state(key), key,
-                batch.threads,
+                batch.threads, batch.limits,
             )  # fmt: skip
             np.maximum(statuses, found.reshape(count, -1).max(axis=1), out=statuses)
             results.append(memory)

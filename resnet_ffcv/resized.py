@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_ffcv.decoders import WholeImage
+from resnet_ffcv.decoders import LIMITS, WholeImage
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.kernels import windows
 from resnet_ffcv.kernels.status import MEANING
@@ -31,13 +31,14 @@ class ResizedImages:
         num_workers: threads that decode.
         filter: area, triangle or cubic.
 
-    Raises:
-        FailureError: an image whose long side is more than LONGEST times its short one. Resized to
-            a short side it may have gigapixels, all of which the network would see at once.
-
     Attributes:
         indices: int64 (n,), of the samples shown: all.
         labels: int64 (n,).
+
+    Raises:
+        FailureError: a file that cannot be opened, or an image whose long side is more than LONGEST
+            times its short one. Resized to a short side it may have gigapixels, all of which the
+            network would see at once.
     """
 
     def __init__(
@@ -75,8 +76,9 @@ class ResizedImages:
         """Every image at each of `sides`; one batch is decoded ahead.
 
         Raises:
-            FailureError: an image is damaged; the message names it.
+            FailureError: an image is damaged, or the file changed since it was opened.
         """
+        self.storage.begin_epoch()
         groups = [group for side in self.sides for group in self._groups(side)]
         with ThreadPoolExecutor(1, "decode") as pool:
             ahead = [pool.submit(self._decode, *group) for group in groups[:1]]
@@ -105,8 +107,9 @@ class ResizedImages:
         images = np.empty((len(indices), *shape, 3), np.uint8)
         statuses = self.decoder.decode(
             self.field, self.metadata, indices, images, self.storage.state(np.uint64(0)),
-            np.uint64(0), self.num_workers,
+            np.uint64(0), self.num_workers, LIMITS,
         )  # fmt: skip
+        self.storage.check()
         bad = np.flatnonzero(statuses)
         if len(bad):
             cause = MEANING[int(statuses[bad[0]])]

@@ -414,6 +414,39 @@ def test_damaged_samples(damaged: Path, order: Any) -> None:
     assert sorted(kept.indices.tolist()) == good
 
 
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        ({"max_pixels": 20 * 24 - 1}, "it has more pixels than max_pixels allows"),
+        ({"max_memory": 1_000}, "decoding it takes more memory than max_memory allows"),
+    ],
+)
+def test_samples_that_ask_for_more_than_the_limits(
+    numbered: Path, limit: dict[str, int], words: str
+) -> None:
+    with pytest.raises(FailureError, match=rf"sample \d+ .*{words}"):
+        numbers(image_loader(numbered, 10, **limit))
+    skipping = image_loader(numbered, 10, on_error="skip", **limit)
+    assert numbers(skipping) == []
+    assert skipping.damaged == dict.fromkeys(range(103), words)
+    again = skipping.filter("label", lambda label: label < 50)
+    assert (again.limits, len(again.indices)) == (skipping.limits, 50)
+    assert len(numbers(image_loader(numbered, 10, max_pixels=20 * 24))) == 103
+
+
+def test_too_little_memory_names_the_file_and_the_samples(
+    numbered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(RandomResizedCrop, "decode", fail)
+    loader = image_loader(numbered, 10, order=SEQUENTIAL)
+    words = r"train\.beton: not enough memory for a batch with the samples 0, 1, 2, 3, 4, \.\.\.;"
+    with pytest.raises(FailureError, match=words):
+        numbers(loader)
+
+
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -611,6 +644,9 @@ WRONG = [
     ({"distributed": True}, "distributed=True wants"),
     ({"batch_size": 200, "drop_last": True}, "103 samples give no batch of 200"),
     ({"indices": []}, "0 samples give no batch"),
+    ({"max_pixels": 0}, "max_pixels=0"), ({"max_pixels": 2**62}, "max_pixels="),
+    ({"max_memory": 1.5}, "max_memory=1.5"), ({"max_memory": None}, "max_memory=None"),
+    ({"verify": True}, "verify=True: wanted is None or once"),
     ({"pipelines": {"image": "x"}}, "the pipeline of image is no list"),
     ({"pipelines": {"picture": [ToTensor()]}}, "pipeline picture: the file has the f"),
     ({"pipelines": {"image": [ToTensor(), 3]}}, "pipeline image: 3 is no operation"),

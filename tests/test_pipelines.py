@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from resnet_ffcv import Loader, augment
+from resnet_ffcv.beton import read_tables
 from resnet_ffcv.decoders import RandomResizedCrop, WholeImage
-from resnet_ffcv.errors import UsageError
+from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.pipelines import build_steps, read_specs
 from resnet_ffcv.stock import OrderOption, PipelineSpec
 
@@ -167,6 +168,45 @@ def test_random_stock_operations_run(path: Path, name: str) -> None:
         found = epoch(loader)
         assert [len(images) for images, _ in found] == [8, 8, 8, 6]
         assert all(images.std() > 5 for images, _ in found)
+
+
+STOCK_DECODERS: dict[str, Callable[[], list[Any] | None]] = {
+    "default": lambda: None,
+    "simple": lambda: [decoders.SimpleRGBImageDecoder()],
+    "center": lambda: [decoders.CenterCropRGBImageDecoder((20, 20), 1.0)],
+    "random": lambda: [decoders.RandomResizedCropRGBImageDecoder((20, 20))],
+}
+
+
+@pytest.mark.parametrize("name", STOCK_DECODERS)
+def test_stock_decoders_are_given_no_image_of_another_size(
+    path: Path, tmp_path: Path, name: str
+) -> None:
+    """They would show what their memory held before: another sample's pixels."""
+    tables, copy = read_tables(path), tmp_path / "hurt.beton"
+    rows, content = tables.metadata["image"], bytearray(path.read_bytes())
+    jpegs = np.flatnonzero(rows["mode"] == 0)[:3].tolist()
+    for sample, size in zip(jpegs, [(32, 31), (64, 64), (65_000, 65_000)], strict=True):
+        start = int(rows["data_ptr"][sample])
+        frame = content.index(b"\xff\xc0", start)
+        content[frame + 5 : frame + 9] = b"".join(side.to_bytes(2, "big") for side in size)
+    copy.write_bytes(content)
+    others = dict.fromkeys(("score", "text", "array", "json", "tensor"))
+    pipeline = {} if STOCK_DECODERS[name]() is None else {"image": STOCK_DECODERS[name]()}
+    options = {"num_workers": 1, "drop_last": False}
+    with pytest.raises(FailureError, match=r"sample \d+ is damaged.*JPEG is not of the size in it"):
+        epoch(Loader(copy, 30, pipelines={**pipeline, **others}, **options))
+    loader = Loader(copy, 7, pipelines={**pipeline, **others}, on_error="skip", **options)
+    shown = [int(label) for _, labels in epoch(loader) for label in labels.ravel()]
+    assert shown == sorted(set(range(30)) - set(jpegs))
+    assert sorted(loader.damaged) == jpegs
+
+
+def test_stock_decoders_keep_to_the_limits(path: Path) -> None:
+    others = dict.fromkeys(("label", "score", "text", "array", "json", "tensor"))
+    assert len(epoch(Loader(path, 30, 1, pipelines=others, max_pixels=32 * 32))) == 1
+    with pytest.raises(FailureError, match="more pixels than max_pixels allows"):
+        epoch(Loader(path, 30, 1, pipelines=others, max_pixels=32 * 32 - 1))
 
 
 def test_an_output_may_refer_to_another(path: Path) -> None:

@@ -17,6 +17,8 @@ Threads take the samples one by one, by the counter, so that none waits for anot
 """
 
 import threading
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -31,8 +33,15 @@ from resnet_ffcv.kernels.dct import (
     decode_dct,
     make_tables,
 )
-from resnet_ffcv.kernels.geometry import Window, count_axis_words, is_inside, read_window
-from resnet_ffcv.kernels.jpeg import count_jpeg_work, decode_jpeg, find_jpeg_size
+from resnet_ffcv.kernels.geometry import (
+    Window,
+    choose_eighths,
+    count_axis_words,
+    is_inside,
+    read_window,
+    scaled,
+)
+from resnet_ffcv.kernels.jpeg import count_jpeg_work, decode_jpeg, has_many_scans, read_frame
 from resnet_ffcv.kernels.memory import take_next
 from resnet_ffcv.kernels.padding import clip, fill_pixels, is_whole, place_pixels
 from resnet_ffcv.kernels.raw import count_rgb_work, decode_raw
@@ -48,10 +57,20 @@ LEAST_GROUP = 5  # bytes of a dct group and its size, at least
 _local = threading.local()  # of each thread that calls: memory to decode with
 
 
+class Limits(NamedTuple):
+    """What one sample may ask for: pixels, and bytes of memory for the thread that decodes it."""
+
+    pixels: int
+    memory: int
+
+
+UNLIMITED = Limits(1 << 62, 1 << 62)
+
+
 def decode_samples(
     form: int, regions: np.ndarray, rows: np.ndarray, windows: np.ndarray, filter_: int,
     out: np.ndarray, *, fill: tuple[int, int, int] | None = None, tables: Tables | None = None,
-    threads: int = 1,
+    limits: Limits = UNLIMITED, threads: int = 1,
 ) -> np.ndarray:  # fmt: skip
     """Fills `out`; returns the statuses.
 
@@ -59,9 +78,12 @@ def decode_samples(
     """
     size, statuses = (out.shape[1], out.shape[2]), np.empty(len(rows), np.int32)
     padded, colour = fill is not None, fill or (0, 0, 0)
-    words = check_samples(form, regions, rows, windows, filter_, padded, size, statuses)
-    threads = max(1, min(threads, len(rows)))
-    work, counter = _work(threads, words), np.zeros(1, np.int64)
+
+    def check(within: Limits, found: np.ndarray) -> int:
+        return check_samples(form, regions, rows, windows, filter_, padded, size, within, found)
+
+    work = _find_work(check, limits, max(1, min(threads, len(rows))), statuses)
+    threads, counter = len(work), np.zeros(1, np.int64)
     _, inverse, means = tables or make_tables(100)
     arguments = form, regions, rows, windows, filter_, padded, colour, inverse, means, out, statuses
     if threads > 1:
@@ -69,6 +91,31 @@ def decode_samples(
     else:
         decode_some(*arguments, work[0], counter)
     return statuses
+
+
+def _find_work(
+    check: Callable[[Limits, np.ndarray], int], limits: Limits, threads: int, statuses: np.ndarray
+) -> np.ndarray:
+    """Memory for the samples that can be decoded; fills in the statuses.
+
+    Where the system has too little, one thread works alone; then the largest samples are given up.
+    """
+    within = limits
+    while True:
+        words = check(within, statuses)
+        try:
+            work = _work(threads, words)
+        except MemoryError:
+            if threads == 1:
+                within = Limits(limits.pixels, 4 * words - 1)
+            threads = 1
+        else:
+            break
+    if within != limits:
+        allowed = np.empty_like(statuses)
+        check(limits, allowed)
+        statuses[(statuses == status.TOO_MUCH_WORK) & (allowed == status.WHOLE)] = status.NO_MEMORY
+    return work
 
 
 def _work(threads: int, words: int) -> np.ndarray:
@@ -86,60 +133,88 @@ def count_words(
 ) -> int:
     """Words of `work` that a sample takes."""
     height, width = row[0], row[1]
+    eighths = choose_eighths(window, size[0], size[1])
     if form == IMAGE and row[2] == RAW_MODE:
         other = count_rgb_work(height, width, size[0])
     elif form == IMAGE:
-        other = count_jpeg_work(height, width, size[0], size[1])
+        other = count_jpeg_work(scaled(height, eighths), scaled(width, eighths), size[0], size[1])
     elif form == YUV420:
         other = count_yuv420_work(height, size[0], size[1])
     else:
-        other = count_dct_work(height, width, size[0], size[1])
+        other = count_dct_work(height, width, row[2], eighths, size[0], size[1])
     return count_axis_words(window, filter_, size[0], size[1]) + other // 4 + 64
 
 
 @kernel
-def check_size(form: int, address: int, size: int, row: np.ndarray) -> int:
+def check_jpeg(address: int, size: int, row: np.ndarray, limits: Limits) -> int:
+    """Compares the headers of a JPEG with its row and the limits; returns a status."""
+    height, width = row[0], row[1]
+    frame = read_frame(address, size)
+    if frame.height == 0:
+        return status.BAD_JPEG
+    if frame.height != height or frame.width != width:
+        return status.OTHER_JPEG_SIZE
+    if height * width > limits.pixels:
+        return status.TOO_LARGE
+    if frame.by_scans and 2 * frame.components * height * width > limits.memory:
+        return status.TOO_MUCH_WORK  # libjpeg keeps 16 bits for each coefficient
+    return status.TOO_MANY_SCANS if has_many_scans(address, size, frame) else status.WHOLE
+
+
+@kernel
+def check_sample(form: int, address: int, size: int, row: np.ndarray, limits: Limits) -> int:
     """Whether a sample's bytes can be of an image of its row's size, by what costs little to find
     out: memory is asked for by that size. Returns a status."""
     height, width, colour = row[0], row[1], row[2]
-    found, fits = status.WRONG_SIZE, True
+    if address == 0:
+        return status.OUTSIDE_FILE
     if height < 1 or width < 1:
         return status.BAD_ROW
+    if form == IMAGE and colour == JPEG_MODE:
+        return check_jpeg(address, size, row, limits)
     if form == IMAGE and colour == RAW_MODE:
         fits = size == 3 * height * width
-    elif form == IMAGE and colour == JPEG_MODE:
-        tall, wide = find_jpeg_size(address, size)
-        fits = tall == height and wide == width
-        found = status.OTHER_JPEG_SIZE if tall > 0 else status.BAD_JPEG
     elif form == IMAGE or (colour != GRAY and colour != HALF):
         return status.BAD_ROW
     elif form == YUV420:
         fits = size == yuv420_bytes(height, width, colour)
     else:
         fits = size >= LEAST_GROUP * count_all_groups(height, width, colour)
-    return status.WHOLE if fits else found
+    if not fits:
+        return status.WRONG_SIZE
+    return status.TOO_LARGE if height * width > limits.pixels else status.WHOLE
+
+
+@kernel
+def check_images(
+    form: int, regions: np.ndarray, rows: np.ndarray, limits: Limits, statuses: np.ndarray
+) -> None:
+    """Finds samples that no decoder should be given, of whatever window."""
+    for i in range(len(rows)):
+        statuses[i] = check_sample(form, regions[i, 0], regions[i, 1], rows[i], limits)
 
 
 @kernel
 def check_samples(
     form: int, regions: np.ndarray, rows: np.ndarray, windows: np.ndarray, filter_: int,
-    padded: bool, size: tuple[int, int], statuses: np.ndarray,
+    padded: bool, size: tuple[int, int], limits: Limits, statuses: np.ndarray,
 ) -> int:  # fmt: skip
     """Finds what cannot be decoded; returns the words of `work` that the others take at most."""
-    words = 0
+    most, border = 0, size[0] * size[1] + 16 if padded else 0
     for i in range(len(rows)):
         row, window = rows[i], read_window(windows[i])
-        if regions[i, 0] == 0:
-            found = status.OUTSIDE_FILE
-        else:
-            found = check_size(form, regions[i, 0], regions[i, 1], row)
+        found = check_sample(form, regions[i, 0], regions[i, 1], row, limits)
         if found == status.WHOLE:
             if is_whole(window, size) if padded else is_inside(window, row[0], row[1]):
-                words = max(words, count_words(form, row, window, filter_, size))
+                words = count_words(form, row, window, filter_, size) + border
+                if 4 * words > limits.memory:
+                    found = status.TOO_MUCH_WORK
+                else:
+                    most = max(most, words)
             else:
                 found = status.BAD_WINDOW
         statuses[i] = found
-    return words + (size[0] * size[1] + 16 if padded else 0)
+    return most
 
 
 @inlined_kernel

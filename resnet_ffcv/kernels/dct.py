@@ -22,10 +22,10 @@ from resnet_ffcv.kernels.groups import (
     pack_group,
     unpack_group,
 )
-from resnet_ffcv.kernels.memory import keep, load_i16, load_u16, store_i16
+from resnet_ffcv.kernels.memory import copy_bytes, keep, load_i16, load_u16, store_i16
 from resnet_ffcv.kernels.planes import Planes, count_planes_work, resample_planes
 from resnet_ffcv.kernels.quantization import quantization_tables
-from resnet_ffcv.kernels.resample import ANY_LINE, LANES, Plane, align
+from resnet_ffcv.kernels.resample import ANY_LINE, CACHE_LINE, LANES, Plane, align
 from resnet_ffcv.kernels.taps import Axis, axis_words, make_half_axis
 from resnet_ffcv.kernels.transform import (
     FORWARD_BYTES,
@@ -164,7 +164,7 @@ def decode_plane(
 
     Args:
         groups: address of the plane's first group.
-        sizes: address of the plane's sizes, whose sum was checked.
+        sizes: address of a copy of the plane's sizes, whose sum was checked.
         height, width: of the plane.
         block: samples of a block's side in the result: 8, 4, 2 or 1.
         rows, columns: taps in the result.
@@ -217,18 +217,22 @@ def decode_dct(
     if colour != GRAY and colour != HALF:
         return status.BAD_ROW
     count = count_all_groups(height, width, colour)
-    if size < 2 * count or size != 2 * count + sum_sizes(address, count):
+    if size < 2 * count:
         return status.WRONG_SIZE
+    # A copy: the file may be written to between the check of the sum and the use of a size.
+    sizes = work.ctypes.data
+    copy_bytes(sizes, address, 2 * count)
+    if size != 2 * count + sum_sizes(sizes, count):
+        return status.WRONG_SIZE
+    work = work[sizes_words(count) :]
     block = choose_eighths(window, out_height, out_width)
     shrunk = shrink_window(window, block)
     axes = make_axes(
         shrunk, scaled(height, block), scaled(width, block), filter_, out_height, out_width, work
     )
     half_height, half_width = (height + 1) // 2, (width + 1) // 2
-    # At half the resolution and less, blocks of twice the side give colour the resolution of luma.
-    colour_block, half_x, half_y, used = 2 * block, axes.x, axes.y, axes.words
+    colour_block, half_x, half_y, used = block_of_colour(block), axes.x, axes.y, axes.words
     if block == 8:
-        colour_block = 8
         half_x = make_half_axis(axes.x, half_width, work[used:])
         used += axis_words(out_width, half_x.taps)
         half_y = make_half_axis(axes.y, half_height, work[used:])
@@ -240,7 +244,7 @@ def decode_dct(
     end = out_cr + plane_bytes(half_height, half_width, colour_block)
 
     down, across = count_groups(height, width)
-    sizes, groups, luma = address, address + 2 * count, down * across
+    groups, luma = address + 2 * count, down * across
     table = tables[level(block), 0].ctypes.data
     y = decode_plane(
         groups, sizes, height, width, block, axes.y, axes.x, table, means[0], out_y, coefficients
@@ -275,11 +279,28 @@ def level(block: int) -> int:
 
 
 @kernel
-def count_dct_work(height: int, width: int, out_height: int, out_width: int) -> int:
-    """Bytes that decode_dct takes beside its axes, at most."""
+def block_of_colour(block: int) -> int:
+    """Side of colour's blocks: below 8, twice that of luma's, for the same resolution."""
+    return min(2 * block, 8)
+
+
+@kernel
+def sizes_words(count: int) -> int:
+    """32-bit words that the copy of the sizes of `count` groups takes: whole cache lines."""
+    return -(-2 * count // CACHE_LINE) * (CACHE_LINE // 4)
+
+
+@kernel
+def count_dct_work(
+    height: int, width: int, colour: int, block: int, out_height: int, out_width: int
+) -> int:
+    """Bytes that decode_dct takes beside its axes, at most; `block` of geometry.choose_eighths."""
     half_height, half_width = (height + 1) // 2, (width + 1) // 2
-    planes = plane_bytes(height, width, 8) + 2 * plane_bytes(half_height, half_width, 8)
+    colour_block = block_of_colour(block)
+    planes = plane_bytes(height, width, block)
+    planes += 2 * plane_bytes(half_height, half_width, colour_block)
+    lines, colour_lines = scaled(height, block) + 64, scaled(half_height, colour_block) + 64
     return (
-        2 * GROUP_BYTES + 128 + planes
-        + count_planes_work(height + 64, half_height + 64, out_width, out_height)
+        4 * sizes_words(count_all_groups(height, width, colour)) + 2 * GROUP_BYTES + 128 + planes
+        + count_planes_work(lines, colour_lines, out_width, out_height)
     )  # fmt: skip

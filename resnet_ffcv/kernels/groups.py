@@ -249,7 +249,7 @@ def unpack_group(begin: int, end: int, out: int) -> bool:
         out: address of int16 (64, BLOCKS), is filled.
 
     Returns:
-        Whether the bytes make sense; nothing beyond them is read.
+        Whether the bytes make sense; nothing beyond them is read, even if they change meanwhile.
     """
     if end - begin < 3:
         return False
@@ -267,9 +267,11 @@ def unpack_group(begin: int, end: int, out: int) -> bool:
     if exceptions > end or (end - exceptions) & 1:
         return False
     clear_group(out)
-    known = 0
+    known, last = 0, planes
     for width in range(2, widest + 1):
         number = load_byte(begin + 1 + width)
+        if frequencies + number > last or planes + 4 * width * number > exceptions:
+            return False  # the file was written to since the numbers were added up
         for i in range(number):
             frequency = load_byte(frequencies + i)
             known |= frequency

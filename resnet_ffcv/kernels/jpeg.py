@@ -5,6 +5,7 @@ twice as large as the output, libjpeg's scaled inverse DCT spares most of the re
 """
 
 import ctypes
+from typing import NamedTuple
 
 import llvmlite.binding
 import numpy as np
@@ -23,6 +24,13 @@ from resnet_ffcv.kernels.taps import axis_words, make_half_axis
 FULL, HALF_ACROSS, HALF_BOTH, GRAY_SAMPLES, HALF_DOWN = 0, 1, 2, 3, 4
 YCBCR, GRAY = 1, 2
 RGB = 0
+LIMIT_SCANS = 32_768  # TJFLAG_LIMITSCANS: libturbojpeg gives up at scan 501
+
+# Each scan of a progressive JPEG costs a pass over all coefficients. Encoders write about 10; the
+# finest division that is of any use, by bits and bands of each component, has fewer than 100.
+MOST_SCANS = 100
+
+SCAN = 0xDA  # marker, T.81, table B.1
 
 _integer, _pointer = types.int32, types.int64
 _SIGNATURES = {
@@ -34,6 +42,7 @@ _SIGNATURES = {
     ),
     "tjDecompress2": _integer(_pointer, _pointer, _pointer, _pointer, *[_integer] * 5),
 }
+_memchr = types.ExternalFunction("memchr", types.intp(types.intp, types.int32, types.uintp))
 # By name and not by ctypes, whose pointers numba's cache refuses.
 _library = ctypes.CDLL("libturbojpeg.so.0")
 for _name in _SIGNATURES:
@@ -45,21 +54,56 @@ tj_init_decompress, tj_destroy, tj_decompress_header, tj_decompress_planes, tj_d
 )
 
 
+class Frame(NamedTuple):
+    """What the headers of a JPEG say, up to its first scan (ITU-T T.81, B.2.2 and B.2.3)."""
+
+    height: int
+    width: int
+    components: int
+    by_scans: bool  # whether there may be several; libjpeg then keeps all coefficients
+    scan: int  # offset of the first scan's header, or of where the headers stop making sense
+
+
 @kernel
-def find_jpeg_size(address: int, size: int) -> tuple[int, int]:
-    """(height, width) of a JPEG, by its frame's header (ITU-T T.81, B.2.2); (0, 0) without one."""
+def read_frame(address: int, size: int) -> Frame:
+    """The frame of a JPEG; all 0 if it has none. Reads no byte outside."""
+    height = width = components = 0
+    progressive = False
     place = 2
-    while place + 9 <= size and load_byte(address + place) == 0xFF:
+    while place + 10 <= size and load_byte(address + place) == 0xFF:
         marker = load_byte(address + place + 1)
         if marker == 0xFF:  # fills
             place += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             numbers = address + place + 5
             height = 256 * load_byte(numbers) + load_byte(numbers + 1)
-            return height, 256 * load_byte(numbers + 2) + load_byte(numbers + 3)
-        else:
-            place += 2 + 256 * load_byte(address + place + 2) + load_byte(address + place + 3)
-    return 0, 0
+            width = 256 * load_byte(numbers + 2) + load_byte(numbers + 3)
+            components = load_byte(numbers + 4)
+            progressive = marker & 3 == 2
+        elif marker == SCAN:
+            by_scans = progressive or load_byte(address + place + 4) < components
+            return Frame(height, width, components, by_scans, place)
+        place += 2 + 256 * load_byte(address + place + 2) + load_byte(address + place + 3)
+    # libjpeg skips what is no marker, so there may be scans behind this place.
+    return Frame(height, width, components, True, place)
+
+
+@kernel
+def has_many_scans(address: int, size: int, frame: Frame) -> bool:
+    """Whether a JPEG has more than MOST_SCANS scans; one without several is not looked through."""
+    if not frame.by_scans:
+        return False
+    scans, place, end = 0, address + frame.scan, address + size - 1  # each marker has two bytes
+    while place < end:
+        place = _memchr(place, 0xFF, end - place)
+        if place == 0:
+            break
+        scans += load_byte(place + 1) == SCAN
+        if scans > MOST_SCANS:
+            return True
+        place += 1
+    return False
 
 
 @kernel
@@ -131,13 +175,15 @@ def decode_planes(
 
     planes, strides = np.zeros(3, np.int64), np.zeros(3, np.int32)
     strides[0], strides[1:] = align(width), align(colour_width)
+    # libturbojpeg reads the header again, which may have changed: each plane has room for any
+    # sampling of an image of this size, whose sides it makes even.
+    room = align(width) * (height + 1) + LANES
     planes[0] = align(work[used:].ctypes.data)
-    # libturbojpeg makes luma's sides even where colour has half of them: one row more.
-    planes[1] = planes[0] + strides[0] * (height + 1) + LANES
-    planes[2] = planes[1] + strides[1] * colour_height + LANES
-    end = planes[2] + strides[2] * colour_height + LANES
+    planes[1] = planes[0] + room
+    planes[2] = planes[1] + room
+    end = planes[2] + room
     if tj_decompress_planes(
-        handle, address, size, planes.ctypes.data, width, strides.ctypes.data, height, 0
+        handle, address, size, planes.ctypes.data, width, strides.ctypes.data, height, LIMIT_SCANS
     ):
         return status.BAD_JPEG
     luma_step, colour_step = int(np.int64(strides[0])), int(np.int64(strides[1]))
@@ -161,7 +207,7 @@ def decode_rgb(
     """decode_jpeg of what has no planes that we know, such as RGB without a transform."""
     height, width = shape
     pixels = align(work.ctypes.data)
-    if tj_decompress(handle, address, size, pixels, width, 3 * width, height, RGB, 0):
+    if tj_decompress(handle, address, size, pixels, width, 3 * width, height, RGB, LIMIT_SCANS):
         return status.BAD_JPEG
     rest = work[(pixels - work.ctypes.data + 3 * height * width + 3) // 4 :]
     resample_rgb(pixels, height, width, window, filter_, out, out_shape[0], out_shape[1], rest)
@@ -170,7 +216,12 @@ def decode_rgb(
 
 @kernel
 def count_jpeg_work(height: int, width: int, out_height: int, out_width: int) -> int:
-    """Bytes that decode_jpeg takes beside its axes, at most."""
+    """Bytes that decode_jpeg takes beside its axes, at most.
+
+    Args:
+        height, width: of the image at the resolution that it is decoded at.
+        out_height, out_width: of the result.
+    """
     planes = 3 * (height + 1) * (width + 64) + 256
     planes += count_planes_work(width, width, out_height, out_width)
     pixels = 3 * height * width + 128 + count_rgb_work(height, width, out_height)

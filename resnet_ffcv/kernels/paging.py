@@ -18,18 +18,35 @@ _fadvise = types.ExternalFunction(
 
 
 @kernel
-def will_need(handle: int, starts: np.ndarray, sizes: np.ndarray) -> None:
-    """Has parts of a file, int64 (n,), read into the page cache; does not wait for them."""
-    for i in range(len(starts)):
-        _fadvise(handle, starts[i], sizes[i], POSIX_FADV_WILLNEED)
+def clamp(start: int, size: int, length: int) -> tuple[int, int]:
+    """(begin, end) of the part of a file of `length` bytes; empty if none of it is inside."""
+    if start < 0 or size <= 0 or start >= length:
+        return 0, 0
+    return start, start + min(size, length - start)
 
 
 @kernel
-def drop(handle: int, file: int, starts: np.ndarray, sizes: np.ndarray) -> None:
-    """Drops parts of a file that is mapped at `file` from the page cache: the whole pages."""
+def will_need(handle: int, length: int, starts: np.ndarray, sizes: np.ndarray) -> None:
+    """Asks for parts, int64 (n,), of a file of `length` bytes to be read into the page cache.
+
+    Does not wait for them.
+    """
     for i in range(len(starts)):
-        first = -(-starts[i] // PAGE) * PAGE
-        size = (starts[i] + sizes[i]) // PAGE * PAGE - first
+        begin, end = clamp(starts[i], sizes[i], length)
+        if begin < end:
+            _fadvise(handle, begin, end - begin, POSIX_FADV_WILLNEED)
+
+
+@kernel
+def drop(handle: int, file: int, length: int, starts: np.ndarray, sizes: np.ndarray) -> None:
+    """Drops the whole pages in parts, int64 (n,), of a file from the page cache.
+
+    The file is mapped at the address `file` and has `length` bytes; nothing outside is touched.
+    """
+    for i in range(len(starts)):
+        begin, end = clamp(starts[i], sizes[i], length)
+        first = -(-begin // PAGE) * PAGE
+        size = end // PAGE * PAGE - first
         if size > 0:
             _madvise(file + first, size, MADV_DONTNEED)
             _fadvise(handle, first, size, POSIX_FADV_DONTNEED)

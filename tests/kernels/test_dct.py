@@ -45,8 +45,8 @@ def encode(image: np.ndarray, colour: int, quality: Quality) -> np.ndarray:
 
 
 def decode(data, shape, colour, quality, window, filter_, size) -> tuple[int, np.ndarray]:
-    words = count_axis_words(window, filter_, *size)
-    work, out = Work(4 * words + count_dct_work(*shape, *size)), Guarded(size)
+    words, block = count_axis_words(window, filter_, *size), choose_eighths(window, *size)
+    work, out = Work(4 * words + count_dct_work(*shape, colour, block, *size)), Guarded(size)
     found = decode_dct(
         data.ctypes.data, len(data), *shape, colour, quality.back, quality.means, window, filter_,
         out.image.ctypes.data, *size, work.words,

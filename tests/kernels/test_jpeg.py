@@ -9,8 +9,8 @@ from PIL import Image
 from references import resample
 
 from resnet_ffcv.kernels import status
-from resnet_ffcv.kernels.geometry import Window, choose_eighths, count_axis_words
-from resnet_ffcv.kernels.jpeg import count_jpeg_work, decode_jpeg, find_jpeg_size
+from resnet_ffcv.kernels.geometry import Window, choose_eighths, count_axis_words, scaled
+from resnet_ffcv.kernels.jpeg import count_jpeg_work, decode_jpeg, read_frame
 
 KINDS = {
     "4:2:0": {"subsampling": "4:2:0"},
@@ -37,7 +37,8 @@ def save(image: Image.Image, kind: str) -> bytes:
 def decode(data: bytes, shape, window: Window, filter_: int, size) -> tuple[int, np.ndarray]:
     source = np.frombuffer(data, np.uint8)
     words = count_axis_words(window, filter_, *size)
-    work, out = Work(4 * words + count_jpeg_work(*shape, *size)), Guarded(size)
+    decoded = [scaled(side, choose_eighths(window, *size)) for side in shape]
+    work, out = Work(4 * words + count_jpeg_work(*decoded, *size)), Guarded(size)
     found = decode_jpeg(
         source.ctypes.data, len(data), *shape, window, filter_, out.image.ctypes.data, *size,
         work.words,
@@ -96,8 +97,8 @@ def test_the_size_is_found_in_the_frame() -> None:
         out = io.BytesIO()
         image.save(out, "JPEG", **options)
         data = np.frombuffer(out.getvalue(), np.uint8)
-        assert find_jpeg_size(data.ctypes.data, len(data)) == (30, 50)
-        assert find_jpeg_size(data.ctypes.data, 100) == (0, 0)
+        assert read_frame(data.ctypes.data, len(data))[:2] == (30, 50)
+        assert read_frame(data.ctypes.data, 100)[:2] == (0, 0)
 
 
 def test_damage_is_told() -> None:
