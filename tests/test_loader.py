@@ -21,6 +21,7 @@ import torch
 from betons import spoil, write_noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from observing import epoch_threads
 
 from resnet_ffcv import Loader
 from resnet_ffcv.beton import read_tables
@@ -201,16 +202,19 @@ def test_an_epoch_that_still_runs_does_not_change_a_state_that_was_loaded(number
     assert (loader.state_dict()["epoch"], loader.state_dict()["samples"]) == (5, 0)
 
 
-def test_a_forked_process_waits_for_no_lock_of_its_parent(numbered: Path) -> None:
-    loader = image_loader(numbered, 8)
-    next(iter(loader))
-    assert loader._slots is not None
-    with loader._slots.lock:  # as an epoch's thread may have it
-        child = os.fork()
+def test_a_forked_process_has_epochs_of_its_own_while_its_parents_run(numbered: Path) -> None:
+    loader = image_loader(numbered, 2, batches_ahead=50)
+    expected = numbers(image_loader(numbered, 2))
+    for _ in range(5):
+        loader.next_epoch = 0
+        epoch = iter(loader)
+        child = os.fork()  # in the middle of whatever the thread does
         if child == 0:
             signal.alarm(30)
-            os._exit(0 if loader._slots_for_plan().take() else 1)
-    assert os.waitpid(child, 0)[1] == 0
+            loader.next_epoch = 0
+            os._exit(numbers(loader) != expected)
+        assert os.waitpid(child, 0)[1] == 0
+        assert numbers(epoch) == expected
 
 
 def test_a_state_of_another_file_is_refused(numbered: Path, path: Path) -> None:
@@ -331,21 +335,17 @@ def test_copy(numbered: Path) -> None:
 # Ends and errors ------------------------------------------------------------------------
 
 
-def decoding_threads() -> int:
-    return sum(t.name in ("decode", "read ahead") for t in threading.enumerate())
-
-
 def test_a_break_ends_the_threads(numbered: Path) -> None:
     loader = image_loader(numbered, 2)
     for _ in range(20):
         for _batch in loader:
             break
-    assert decoding_threads() == 0
+    assert epoch_threads() == 0
     epoch = iter(loader)
     next(epoch)
-    assert decoding_threads() > 0
+    assert epoch_threads() > 0
     epoch.close()
-    assert decoding_threads() == 0
+    assert epoch_threads() == 0
     assert list(epoch) == []
 
 
@@ -386,7 +386,7 @@ def test_an_error_reaches_the_caller(numbered: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(RandomResizedCrop, "choose_windows", fail)
     with pytest.raises(RuntimeError, match="no such window"):
         numbers(loader)
-    assert decoding_threads() == 0
+    assert epoch_threads() == 0
 
 
 @pytest.fixture
@@ -459,7 +459,7 @@ def test_an_epoch_in_a_cycle_may_be_collected_anywhere(numbered: Path) -> None:
         cycle.append(cycle)
         del epoch, cycle
         gc.collect()
-    assert decoding_threads() == 0
+    assert epoch_threads() == 0
 
 
 def test_ctrl_c_while_a_break_ends_the_threads_is_heard(
@@ -478,7 +478,7 @@ def test_ctrl_c_while_a_break_ends_the_threads_is_heard(
         break
     with pytest.raises(KeyboardInterrupt):
         time.sleep(5)
-    assert decoding_threads() == 0
+    assert epoch_threads() == 0
 
 
 def test_an_order_of_another_length_is_refused(numbered: Path) -> None:
@@ -522,7 +522,7 @@ def test_an_epoch_does_not_go_on_in_a_forked_process(numbered: Path) -> None:
             os._exit(0)
     os.close(theirs)
     with os.fdopen(ours) as said:
-        assert "does not go on in a forked process" in said.read()
+        assert "cannot continue in a forked process" in said.read()
     os.waitpid(child, 0)
     assert len(list(epoch)) == 51
 
