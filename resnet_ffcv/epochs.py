@@ -69,8 +69,9 @@ class Made:
 class Producer:
     """Makes the batches of an epoch, `batches_ahead` before they are asked for.
 
-    Two queues connect its thread with the callers: `asked` gets an item for each batch that may be
-    made, `ready` gets the batches and, once the thread has ended, its error or None.
+    Two queues connect its thread with the callers: `asked` gets None for each batch that may be
+    made, and anything else when nobody wants more; `ready` gets the batches and, once the thread
+    has ended, its error or None.
     """
 
     def __init__(self, settings: Settings, batches: Sequence[np.ndarray]) -> None:
@@ -94,16 +95,10 @@ class Producer:
     def start(self, epoch: "Epoch") -> None:
         """Starts the thread, which ends by itself when nobody refers to `epoch` any more.
 
-        `put` is C code: it wakes the thread even if an interrupt stops every finalizer in Python.
+        `put` is C code: it tells the thread even if an interrupt stops every finalizer in Python.
         """
         self.epoch = weakref.ref(epoch, self.asked.put)
         self.thread.start(self._run)
-
-    @property
-    def is_left(self) -> bool:
-        """Whether nobody will ask for more; without a reference to the epoch, which would be one
-        more that holds it."""
-        return self.is_ended or self.epoch is None or self.epoch.__callback__ is None
 
     def take(self) -> Made | None:
         """The next batch; None after the last one, or if the epoch was ended.
@@ -176,7 +171,7 @@ class Producer:
         self.ready.put(None)  # for other threads that wait for a batch
 
     def _run(self) -> None:
-        if self.is_left:
+        if self.is_ended:
             return
         settings = self.settings
         Compiler.set_num_threads(settings.num_workers)  # numba's, of this thread
@@ -187,8 +182,7 @@ class Producer:
 
     def _make_all(self, reading: ReadAhead) -> None:
         for place, indices in enumerate(self.batches):
-            self.asked.get()
-            if self.is_left:
+            if self.asked.get() is not None or self.is_ended:
                 return
             self.making = place
             made = self._make(place + 1, indices)

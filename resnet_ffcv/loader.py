@@ -229,12 +229,11 @@ class Loader:
                     f"the pipelines of {self.fname} hold a {type(step.operation).__name__} that "
                     f"serves {serving.settings.fname} now; make one for each Loader"
                 )
-        compiling, threads = self.code is None or self.recompile, numba.get_num_threads()
-        try:
-            Compiler.set_num_threads(self.num_workers)
-            bind(self.plan, self.fields, self.storage, compiling=compiling)
-        finally:
-            numba.set_num_threads(threads)  # of this thread, the caller's
+        # Not numba's own set_num_threads: it takes a lock that an interrupt can leave locked. The
+        # epoch's thread, which no signal reaches, calls it.
+        Compiler.num_threads = min(self.num_workers, numba.config.NUMBA_NUM_THREADS)
+        compiling = self.code is None or self.recompile
+        bind(self.plan, self.fields, self.storage, compiling=compiling)
         self.code = tuple(step.function for step in self.plan.steps)
 
     def _slots_for_plan(self) -> Slots:
