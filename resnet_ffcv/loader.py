@@ -37,7 +37,9 @@ class Loader:
     """Batches of a .beton, by FFCV's pipelines; takes FFCV's arguments.
 
     `iter()` begins the next epoch, which yields a tuple of the pipelines' outputs for each batch.
-    An epoch that is left ends its threads. Several epochs, and Loaders, may run at once.
+    An epoch that is left ends its threads. Several epochs and Loaders may run at once, and several
+    threads may call next() on one epoch. A next() that Ctrl-C interrupts ends its epoch; one that
+    waits for longer than 30 s is reported by a warning of the logger `resnet_ffcv`.
 
     Args:
         fname: path of the file.
@@ -60,7 +62,7 @@ class Loader:
         recompile: whether Operations make their functions anew for each epoch.
         rank, world_size: which share of each global batch is this process's.
         copy: None: a batch stays what it was for as long as it is held. False: it is valid until
-            the next is asked for. True: it is a copy.
+            the next one is asked for, so only one thread may call next(). True: it is a copy.
         on_error: what becomes of damaged samples, where decoders of resnet_ffcv find them. raise:
             FailureError, with file, sample and cause. skip: their batch is so much smaller, and
             `damaged` has them.

@@ -10,9 +10,10 @@ queue.SimpleQueue, whose `put` and `get` no signal can divide.
 import _thread
 from collections.abc import Callable
 from queue import SimpleQueue
+from threading import local
 from typing import Any
 
-_local = _thread._local()
+_local = local()
 
 
 class EpochThread:
