@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import chain, cycle
 from pathlib import Path
+from threading import get_ident
 from types import FrameType
 from typing import Any
 
@@ -24,7 +25,7 @@ from resnet_ffcv import Loader
 from resnet_ffcv.decoders import RandomResizedCrop
 from resnet_ffcv.stock import IntDecoder, OrderOption
 
-SECONDS_HANGING = 10  # without a step: a hang; an epoch takes a few thousandths of a second
+SECONDS_HANGING = 30  # without a step: a hang; an epoch takes a few thousandths of a second
 EPOCHS = 5  # of which the pixels are known
 
 
@@ -163,11 +164,15 @@ class Interrupts:
 
 def find_failure(loader: Any, number: int, threads: int) -> str:
     """What is wrong after a try; empty: nothing."""
-    end = time.monotonic() + 5
+    end = time.monotonic() + SECONDS_HANGING / 2
     while len(sys._current_frames()) > threads and time.monotonic() < end:
         time.sleep(1e-4)
     if len(sys._current_frames()) > threads:
-        return "a thread is left"
+        left = [f for n, f in sys._current_frames().items() if n != get_ident()]
+        places = ", ".join(f"{f.f_code.co_filename}:{f.f_lineno}" for f in left)
+        gc.collect()
+        time.sleep(1)
+        return f"a thread is left at {places}; {len(sys._current_frames())} after collection"
     loader.next_epoch = number % EPOCHS
     batches = list(loader)
     for batch in batches:
