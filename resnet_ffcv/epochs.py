@@ -243,11 +243,15 @@ def _copy(output: Any) -> Any:
     return output.clone() if isinstance(output, torch.Tensor) else np.copy(output)
 
 
-def _end_unheard(producer: Producer) -> None:
+def _end_unheard(reference: "weakref.ref[Producer]") -> None:
     """Ends an epoch that nobody refers to any more, where the interpreter swallows exceptions.
 
-    A Ctrl-C that arrives meanwhile is sent again, to where it is heard.
+    A Ctrl-C that arrives meanwhile is sent again, to where it is heard. The reference is weak
+    because weakref.finalize keeps it for ever if an interrupt comes before it calls this.
     """
+    producer = reference()
+    if producer is None:
+        return
     try:
         producer.end(SECONDS_UNHEARD)
     except KeyboardInterrupt:
@@ -267,7 +271,7 @@ class Epoch:
         self.producer, self.progress = producer, progress
         self._lease: Lease | None = None  # on the batch that the caller has
         # Also when the interpreter exits.
-        self._finalizer = weakref.finalize(self, _end_unheard, producer)
+        self._finalizer = weakref.finalize(self, _end_unheard, weakref.ref(producer))
         try:
             producer.start(self)
         except BaseException:  # Ctrl-C while it starts

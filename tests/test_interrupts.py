@@ -129,3 +129,16 @@ def test_an_interrupt_at_any_instruction_leaves_no_lock_and_no_thread(
         assert threads_end(), f"instruction {place} of {instructions}"
         loader.next_epoch = 0
         assert numbers(loader) == expected, f"instruction {place} of {instructions}"
+
+
+def test_a_finalizer_that_is_stopped_keeps_no_batches(loader: Loader) -> None:
+    """weakref.finalize keeps its arguments for ever if an interrupt comes before it uses them."""
+    epoch = iter(loader)
+    next(epoch)
+    producer, found = weakref.ref(epoch.producer), epoch._finalizer.peek()
+    assert found is not None
+    arguments = found[2]
+    del epoch, found
+    assert threads_end()
+    assert producer() is None
+    assert len(arguments) == 1

@@ -162,17 +162,22 @@ class Interrupts:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+def wait_for_threads(most: int, seconds: float) -> bool:
+    """Waits until there are at most so many threads. Returns whether that was in time."""
+    end = time.monotonic() + seconds
+    while len(sys._current_frames()) > most and time.monotonic() < end:
+        time.sleep(1e-4)
+    return len(sys._current_frames()) <= most
+
+
 def find_failure(loader: Any, number: int, threads: int) -> str:
     """What is wrong after a try; empty: nothing."""
-    end = time.monotonic() + SECONDS_HANGING / 2
-    while len(sys._current_frames()) > threads and time.monotonic() < end:
-        time.sleep(1e-4)
-    if len(sys._current_frames()) > threads:
-        left = [f for n, f in sys._current_frames().items() if n != get_ident()]
-        places = ", ".join(f"{f.f_code.co_filename}:{f.f_lineno}" for f in left)
-        gc.collect()
-        time.sleep(1)
-        return f"a thread is left at {places}; {len(sys._current_frames())} after collection"
+    if not wait_for_threads(threads, 0.5):
+        gc.collect()  # an interrupt in `collect` leaves an epoch in its cycle
+        if not wait_for_threads(threads, SECONDS_HANGING / 2):
+            left = [f for n, f in sys._current_frames().items() if n != get_ident()]
+            places = ", ".join(f"{f.f_code.co_filename}:{f.f_lineno}" for f in left)
+            return f"a thread is left at {places}"
     loader.next_epoch = number % EPOCHS
     batches = list(loader)
     for batch in batches:
