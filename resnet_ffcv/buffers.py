@@ -6,11 +6,10 @@ of it (views, tensors, views of tensors) keeps a reference to that array: Python
 whether it is free.
 """
 
-import os
 import sys
-import threading
+import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,13 +21,17 @@ LOOKED_AT = 16  # slots of which a free one is looked for; a caller may hold tho
 OURS = 2  # references to an owner that nobody else has: the slot's, and the question itself
 
 
+class Lease:
+    """Keeps a slot from being used again for as long as somebody refers to it."""
+
+
 class Slot:
     """Memory for one batch: a buffer for each query of FFCV's Operations."""
 
     def __init__(self, queries: Sequence[Any], batch_size: int) -> None:
         self.queries, self.batch_size = queries, batch_size
         self.owners: dict[tuple[int, int], np.ndarray] = {}
-        self.handed_out = False  # and not to be used again before the next batch is asked for
+        self.lease: weakref.ref[Lease] | None = None
         self.copied: Any = None  # CUDA's event: what the pipeline copies to the device is there
 
     def views(self, number: int, count: int) -> Any:
@@ -54,6 +57,15 @@ class Slot:
             return torch.from_numpy(memory).view(query.dtype).view(shape)
         return memory.view(query.dtype).reshape(shape)
 
+    def lend(self) -> Lease:
+        """Has the slot wait until nobody refers to what this returns."""
+        lease = Lease()
+        self.lease = weakref.ref(lease)
+        return lease
+
+    def is_lent(self) -> bool:
+        return self.lease is not None and self.lease() is not None
+
     def is_held(self) -> bool:
         """Whether somebody refers to what was made of it."""
         return any(sys.getrefcount(self.owners[key]) > OURS for key in self.owners)
@@ -76,6 +88,9 @@ class Slots:
     Without `respect_holders` they are used again though somebody refers to them. With CUDA none is:
     their memory comes from torch's pool of pinned memory, which uses a piece again when nobody
     holds it and what was copied from it, on any stream, has arrived.
+
+    Several threads may take and put slots: a deque needs no lock, which a fork or a garbage
+    collector could leave locked.
     """
 
     def __init__(
@@ -84,24 +99,32 @@ class Slots:
         self.queries, self.batch_size, self.spare = queries, batch_size, spare
         self.respect_holders = respect_holders
         self.kept: deque[Slot] = deque()
-        self.process = os.getpid()
-        self.lock = threading.RLock()  # a collector may end another epoch inside
 
     def take(self) -> Slot:
         """A free slot; a new one where there is none."""
-        with self.lock:
-            if torch.cuda.is_available():
-                self.kept = deque(slot for slot in self.kept if not slot.is_copied())
-                return Slot(self.queries, self.batch_size)
-            free: list[Slot] = []
-            for _ in range(min(len(self.kept), LOOKED_AT)):
-                slot = self.kept.popleft()
-                held = slot.handed_out or (self.respect_holders and slot.is_held())
-                (self.kept if held else free).append(slot)  # held ones go to the end
-            self.kept.extendleft(free[1 : self.spare])  # others were of batches that are gone
+        if torch.cuda.is_available():
+            self._let_go_of_copied()
+            return Slot(self.queries, self.batch_size)
+        free: list[Slot] = []
+        for slot in self._pop(LOOKED_AT):
+            held = slot.is_lent() or (self.respect_holders and slot.is_held())
+            (self.kept if held else free).append(slot)  # held ones go to the end
+        self.kept.extendleft(free[1 : self.spare])  # others were of batches that are gone
         return free[0] if free else Slot(self.queries, self.batch_size)
 
     def put(self, slot: Slot) -> None:
         """A slot that was taken comes back; its batch may still be in use."""
-        with self.lock:
-            self.kept.append(slot)
+        self.kept.append(slot)
+
+    def _let_go_of_copied(self) -> None:
+        for slot in self._pop(len(self.kept)):
+            if not slot.is_copied():
+                self.kept.append(slot)
+
+    def _pop(self, most: int) -> Iterator[Slot]:
+        """Up to so many of the slots that are kept now, the longest unused first."""
+        for _ in range(min(most, len(self.kept))):
+            try:
+                yield self.kept.popleft()
+            except IndexError:  # another thread was faster
+                return

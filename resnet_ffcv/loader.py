@@ -21,11 +21,12 @@ from resnet_ffcv import orders
 from resnet_ffcv.beton import Tables, UnknownFieldError, read_tables
 from resnet_ffcv.buffers import Slots
 from resnet_ffcv.decoders import LIMITS
-from resnet_ffcv.epochs import Epoch, Producer
+from resnet_ffcv.epochs import Epoch, Producer, Progress, Settings
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.fields import FIELDS
 from resnet_ffcv.first_reads import FirstReads
 from resnet_ffcv.kernels.batches import Limits
+from resnet_ffcv.kernels.random import epoch_key
 from resnet_ffcv.pipelines import bind, build_steps, read_specs
 from resnet_ffcv.stock import TYPE_ID_HANDLER, Compiler, OrderOption, TraversalOrder
 from resnet_ffcv.storage import Storage
@@ -39,7 +40,9 @@ class Loader:
     """Batches of a .beton, by FFCV's pipelines; takes FFCV's arguments.
 
     `iter()` begins the next epoch, which yields a tuple of the pipelines' outputs for each batch.
-    An epoch that is left ends its threads. Several epochs, and Loaders, may run at once.
+    An epoch that is left ends its threads. Several epochs and Loaders may run at once, and several
+    threads may call next() on one epoch. A next() that Ctrl-C interrupts ends its epoch; one that
+    waits for longer than 30 s is reported by a warning of the logger `resnet_ffcv`.
 
     Args:
         fname: path of the file.
@@ -62,7 +65,7 @@ class Loader:
         recompile: whether Operations make their functions anew for each epoch.
         rank, world_size: which share of each global batch is this process's.
         copy: None: a batch stays what it was for as long as it is held. False: it is valid until
-            the next is asked for. True: it is a copy.
+            the next one is asked for, so only one thread may call next(). True: it is a copy.
         on_error: what becomes of damaged samples, where decoders of resnet_ffcv find them. raise:
             FailureError, with file, sample and cause. skip: their batch is so much smaller, and
             `damaged` has them.
@@ -137,7 +140,6 @@ class Loader:
         self.plan = build_steps(read_specs(self._pipelines, self.fields), self.fields)
         self.code: tuple[Any, ...] | None = None  # the Operations' functions, once they are made
         self._slots: Slots | None = None
-        self._latest: weakref.ref[Producer] | None = None  # epoch that was begun last
         self.damaged: dict[int, str] = {}
         self.next_epoch = 0
         if len(self.indices) < (batch_size * world_size if drop_last else 1):
@@ -149,13 +151,16 @@ class Loader:
 
     @property
     def next_epoch(self) -> int:
-        return self._next_epoch
+        return self._next[0]
 
     @next_epoch.setter
     def next_epoch(self, epoch: int) -> None:
-        self._next_epoch, self._first_sample = epoch, 0
-        self._position = (epoch, 0)  # epoch, and samples of it that all ranks were handed
-        self._latest = None  # what an epoch that still runs hands out is not noted any more
+        self._set_position(epoch, 0)
+
+    def _set_position(self, epoch: int, samples: int) -> None:
+        # What an epoch that still runs hands out no longer counts.
+        self._latest = (epoch, samples, Progress())
+        self._next = (epoch, samples)  # where iter() begins; one tuple, so never half changed
 
     def _check_arguments(self) -> None:
         for name in ("batch_size", "batches_ahead", "rank", "world_size", "seed", "max_pixels",
@@ -212,7 +217,7 @@ class Loader:
         return len(self.share())
 
     def __iter__(self) -> Epoch:
-        epoch, start = self.next_epoch, self._first_sample
+        epoch, start = self._next
         self.storage.begin_epoch()
         self._bind()
         order = check_indices(self._whole_order(epoch), self.reader.num_samples)
@@ -221,57 +226,64 @@ class Loader:
                 f"order: {len(order):,} samples where all ranks have {len(self.indices):,}"
             )
         batches = [order[begin:end] for begin, end in self.share(start)]
-        producer = Producer(self, self._slots_for_plan(), batches, epoch, start)
+        producer = Producer(self._settings(epoch), batches)
         for step in self.plan.steps:
             _serves[id(step.operation)] = producer
-        self.next_epoch, self._position = epoch + 1, (epoch, start)
-        self._latest = weakref.ref(producer)
-        return Epoch(producer)
+        progress = Progress(damaged=self.damaged)
+        self._latest, self._next = (epoch, start, progress), (epoch + 1, 0)
+        return Epoch(producer, progress)
+
+    def _settings(self, epoch: int) -> Settings:
+        return Settings(
+            fname=self.fname, storage=self.storage, plan=self.plan, fields=self.fields,
+            slots=self._slots_for_plan(), key=np.uint64(epoch_key(self.seed, epoch)),
+            num_workers=self.num_workers, batches_ahead=self.batches_ahead,
+            by_page=self.order == OrderOption.QUASI_RANDOM, os_cache=self.os_cache,
+            copy=self.copy, on_error=self.on_error, limits=self.limits,
+            first_reads=self.first_reads,
+        )  # fmt: skip
 
     def _bind(self) -> None:
         for step in self.plan.steps:
             serving = _serves.get(id(step.operation))
-            if serving is not None and serving.loader is not self and serving.is_running:
+            if serving and serving.settings.plan is not self.plan and serving.is_running:
                 raise UsageError(
                     f"the pipelines of {self.fname} hold a {type(step.operation).__name__} that "
-                    f"serves {serving.loader.fname} now; make one for each Loader"
+                    f"serves {serving.settings.fname} now; make one for each Loader"
                 )
-        compiling, threads = self.code is None or self.recompile, numba.get_num_threads()
-        Compiler.set_num_threads(self.num_workers)
-        try:
-            bind(self.plan, self.fields, self.storage, compiling=compiling)
-        finally:
-            numba.set_num_threads(threads)  # of this thread, the caller's
+        # Not numba's own set_num_threads: it takes a lock that an interrupt can leave locked. The
+        # epoch's thread, which no signal reaches, calls it.
+        Compiler.num_threads = min(self.num_workers, numba.config.NUMBA_NUM_THREADS)
+        compiling = self.code is None or self.recompile
+        bind(self.plan, self.fields, self.storage, compiling=compiling)
         self.code = tuple(step.function for step in self.plan.steps)
 
     def _slots_for_plan(self) -> Slots:
-        """Those of the last epoch, unless an output's size was changed since, or in another
-        process, where an epoch's thread may have left them locked when it forked."""
+        """Those of the last epoch, unless an output's size was changed since."""
         slots = self._slots
-        if slots is None or slots.queries != self.plan.queries or slots.process != os.getpid():
+        if slots is None or slots.queries != self.plan.queries:
             slots = self._slots = Slots(
                 self.plan.queries, self.batch_size, spare=self.batches_ahead + 2,
                 respect_holders=self.copy is not False,
             )  # fmt: skip
         return slots
 
-    def note_progress(self, producer: Producer, batches: int | None) -> None:
-        """An epoch handed out so many batches, or (None) its last. The latest one's is noted."""
-        if self._latest is None or self._latest() is not producer:
-            return
-        epoch, start, step = producer.epoch, producer.start, self.batch_size * self.world_size
-        rest = len(self.indices) - start
-        end = start + (rest // step * step if self.drop_last else rest)
-        samples = end if batches is None else min(start + batches * step, end)
-        self._position = (epoch + 1, 0) if samples == end else (epoch, samples)
-
     def state_dict(self) -> dict[str, Any]:
         """Where the epoch begun last stands, by the batches that were handed out.
 
         seed, epoch; samples of it that all ranks were given; dataset, of the file and the indices.
         """
-        epoch, samples = self._position
+        epoch, samples = self._find_position()
         return {"seed": self.seed, "epoch": epoch, "samples": samples, "dataset": self.checksum}
+
+    def _find_position(self) -> tuple[int, int]:
+        epoch, start, progress = self._latest
+        if not (progress.batches or progress.is_whole):
+            return epoch, start
+        rest, step = len(self.indices) - start, self.batch_size * self.world_size
+        end = start + (rest // step * step if self.drop_last else rest)
+        samples = end if progress.is_whole else min(start + progress.batches * step, end)
+        return (epoch + 1, 0) if samples == end else (epoch, samples)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Has the next `iter()` go on there; ranks and batch size may be others.
@@ -297,9 +309,8 @@ class Loader:
             raise UsageError(
                 f"a state of {state['samples']} samples, where an epoch has {len(self.indices):,}"
             )
-        self.seed, self.next_epoch = int(state["seed"]), int(state["epoch"])
-        self._first_sample = int(state["samples"])
-        self._position = (self.next_epoch, self._first_sample)
+        self.seed = int(state["seed"])
+        self._set_position(int(state["epoch"]), int(state["samples"]))
         self._whole_order = self._choose_order()  # one of the user's may have taken the seed
 
     @cached_property

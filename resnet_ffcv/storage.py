@@ -3,10 +3,10 @@
 import logging
 import mmap
 import os
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from resnet_ffcv.errors import FailureError
 from resnet_ffcv.kernels import paging
 from resnet_ffcv.opening import open_regular
 from resnet_ffcv.stock import Compiler
+from resnet_ffcv.threads import EpochThread
 
 logger = logging.getLogger("resnet_ffcv")
 
@@ -24,10 +25,6 @@ PROBES = 4  # samples of a batch, by which it is judged whether it lies in memor
 BYTES_AHEAD = 1 << 28  # of samples' data that is asked for before it is decoded
 
 State = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-
-
-class EpochThread(threading.Thread):
-    """One that lives as long as an epoch of a Loader."""
 
 
 class Regions(NamedTuple):
@@ -162,24 +159,28 @@ class ReadAhead:
     ) -> None:
         self.storage, self.batches, self.by_page, self.keep = storage, batches, by_page, keep
         self.asked: np.ndarray = np.zeros(self._page(storage.size) + 1, bool)
-        self.room = threading.Semaphore(self._batches_ahead())
-        self.ended = False
-        self.thread = EpochThread(target=self._run, name="read ahead", daemon=True)
+        self.room: SimpleQueue[None] = SimpleQueue()  # an item for each batch it may ask for
+        for _ in range(self._batches_ahead()):
+            self.room.put(None)
+        self.is_left = False
+        self.ended: SimpleQueue[BaseException | None] = SimpleQueue()
+        self.thread = EpochThread(self.ended)
 
     def __enter__(self) -> "ReadAhead":
         if self.storage.tables.pointers() and len(self.batches):
-            self.thread.start()
+            self.thread.start(self._run)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.ended = True
-        self.room.release()
-        if self.thread.ident is not None and threading.current_thread() is not self.thread:
-            self.thread.join()
+    def __exit__(self, *raised: object) -> None:
+        self.is_left = True
+        self.room.put(None)
+        error = self.ended.get() if self.thread.has_begun else None
+        if error is not None and raised[0] is None:
+            raise error
 
     def decoded(self, batch: np.ndarray) -> None:
         """A batch was decoded: one more may be asked for, and without `keep` it is dropped."""
-        self.room.release()
+        self.room.put(None)
         if not self.keep:
             for starts, sizes in self._regions(batch):
                 storage = self.storage
@@ -204,8 +205,8 @@ class ReadAhead:
 
     def _run(self) -> None:
         for batch in self.batches:
-            self.room.acquire()
-            if self.ended:
+            self.room.get()
+            if self.is_left:
                 return
             for starts, sizes in self._regions(batch):
                 probes = starts[:: max(1, len(starts) // PROBES)].tolist()

@@ -2,7 +2,9 @@
 
 import gc
 import itertools
+import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +12,8 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +25,17 @@ import torch
 from betons import spoil, write_noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from observing import epoch_threads
 
 from resnet_ffcv import Loader
 from resnet_ffcv.beton import read_tables
+from resnet_ffcv.buffers import Slots
 from resnet_ffcv.decoders import CenterCrop, PadCrop, RandomResizedCrop, WholeImage
 from resnet_ffcv.epochs import Producer
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.orders import quasi_random_order, random_order, share
 from resnet_ffcv.stock import IntDecoder, OrderOption, Squeeze, ToTensor, TraversalOrder
-from resnet_ffcv.storage import Storage
+from resnet_ffcv.storage import ReadAhead, Storage
 
 SAMPLES = 64  # in the file of the fixture `sample_folder`
 SEQUENTIAL, RANDOM, QUASI = OrderOption.SEQUENTIAL, OrderOption.RANDOM, OrderOption.QUASI_RANDOM
@@ -201,16 +207,19 @@ def test_an_epoch_that_still_runs_does_not_change_a_state_that_was_loaded(number
     assert (loader.state_dict()["epoch"], loader.state_dict()["samples"]) == (5, 0)
 
 
-def test_a_forked_process_waits_for_no_lock_of_its_parent(numbered: Path) -> None:
-    loader = image_loader(numbered, 8)
-    next(iter(loader))
-    assert loader._slots is not None
-    with loader._slots.lock:  # as an epoch's thread may have it
-        child = os.fork()
+def test_a_forked_process_has_epochs_of_its_own_while_its_parents_run(numbered: Path) -> None:
+    loader = image_loader(numbered, 2, batches_ahead=50)
+    expected = numbers(image_loader(numbered, 2))
+    for _ in range(5):
+        loader.next_epoch = 0
+        epoch = iter(loader)
+        child = os.fork()  # in the middle of whatever the thread does
         if child == 0:
             signal.alarm(30)
-            os._exit(0 if loader._slots_for_plan().take() else 1)
-    assert os.waitpid(child, 0)[1] == 0
+            loader.next_epoch = 0
+            os._exit(numbers(loader) != expected)
+        assert os.waitpid(child, 0)[1] == 0
+        assert numbers(epoch) == expected
 
 
 def test_a_state_of_another_file_is_refused(numbered: Path, path: Path) -> None:
@@ -331,21 +340,17 @@ def test_copy(numbered: Path) -> None:
 # Ends and errors ------------------------------------------------------------------------
 
 
-def decoding_threads() -> int:
-    return sum(t.name in ("decode", "read ahead") for t in threading.enumerate())
-
-
 def test_a_break_ends_the_threads(numbered: Path) -> None:
     loader = image_loader(numbered, 2)
     for _ in range(20):
         for _batch in loader:
             break
-    assert decoding_threads() == 0
+    assert epoch_threads() == 0
     epoch = iter(loader)
     next(epoch)
-    assert decoding_threads() > 0
+    assert epoch_threads() > 0
     epoch.close()
-    assert decoding_threads() == 0
+    assert epoch_threads() == 0
     assert list(epoch) == []
 
 
@@ -386,7 +391,7 @@ def test_an_error_reaches_the_caller(numbered: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(RandomResizedCrop, "choose_windows", fail)
     with pytest.raises(RuntimeError, match="no such window"):
         numbers(loader)
-    assert decoding_threads() == 0
+    assert epoch_threads() == 0
 
 
 @pytest.fixture
@@ -492,7 +497,7 @@ def test_an_epoch_in_a_cycle_may_be_collected_anywhere(numbered: Path) -> None:
         cycle.append(cycle)
         del epoch, cycle
         gc.collect()
-    assert decoding_threads() == 0
+    assert epoch_threads() == 0
 
 
 def test_ctrl_c_while_a_break_ends_the_threads_is_heard(
@@ -511,7 +516,154 @@ def test_ctrl_c_while_a_break_ends_the_threads_is_heard(
         break
     with pytest.raises(KeyboardInterrupt):
         time.sleep(5)
-    assert decoding_threads() == 0
+    assert epoch_threads() == 0
+
+
+def test_an_epoch_ends_by_itself_when_nobody_refers_to_it(numbered: Path) -> None:
+    """As when an interrupt keeps its finalizer from being called."""
+    for taken, in_cycle in itertools.product((0, 1, 5), (False, True)):
+        epoch = iter(make(numbered, 2))
+        thread = epoch.producer.thread
+        list(itertools.islice(epoch, taken))
+        epoch._finalizer.detach()
+        if in_cycle:
+            epoch.itself = epoch  # type: ignore[attr-defined]
+        del epoch
+        gc.collect()
+        wait_until(lambda thread=thread: thread.has_ended)  # type: ignore[misc]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5])
+def test_no_more_batches_are_made_than_batches_ahead(numbered: Path, ahead: int) -> None:
+    epoch = iter(make(numbered, 5, batches_ahead=ahead))
+    for taken in range(4):
+        wait_until(lambda: epoch.producer.ready.qsize() == ahead)
+        time.sleep(0.005)
+        assert epoch.producer.making + 1 == taken + ahead
+        next(epoch)
+
+
+def test_batches_that_are_left_out_take_no_places_of_others(damaged: Path) -> None:
+    loader = image_loader(
+        damaged, 1, order=SEQUENTIAL, on_error="skip", batches_ahead=2, indices=[20] * 30 + [3, 57]
+    )
+    assert numbers(loader) == [3]
+    assert sorted(loader.damaged) == [20, 57]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_an_error_is_raised_once_and_ends_the_epoch_for_all(damaged: Path, threads: int) -> None:
+    epoch = iter(image_loader(damaged, 1, order=SEQUENTIAL))
+    found: list[Any] = []
+
+    def read() -> None:
+        try:
+            for batch in epoch:
+                found.extend(numbers([batch]))
+        except FailureError as error:
+            found.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(threads)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join(30)
+    assert sum(isinstance(one, FailureError) for one in found) == 1
+    assert sorted(one for one in found if isinstance(one, int)) == list(range(20))
+    assert list(epoch) == []
+
+
+def test_an_error_of_reading_ahead_reaches_the_caller(
+    numbered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError("no room to read ahead")
+
+    monkeypatch.setattr(ReadAhead, "_to_ask", fail)
+    monkeypatch.setattr("resnet_ffcv.storage._is_in_memory", lambda *_: False)
+    with pytest.raises(MemoryError, match="no room to read ahead"):
+        numbers(image_loader(numbered))
+    assert epoch_threads() == 0
+
+
+@pytest.mark.parametrize("ending", [False, True])
+def test_a_long_wait_names_the_file_and_the_samples(
+    numbered: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    ending: bool,
+) -> None:
+    hangs, reported = threading.Event(), []
+    decode = CenterCrop.decode
+
+    def hanging(self: Any, field: Any, column: Any, indices: Any, *more: Any) -> Any:
+        if indices[0] == 40:
+            hangs.wait(60)
+        return decode(self, field, column, indices, *more)
+
+    class Reporter(logging.Handler):
+        def emit(self, _record: Any) -> None:
+            reported.append(time.monotonic())
+            if len(reported) == 3:
+                hangs.set()
+
+    monkeypatch.setattr(CenterCrop, "decode", hanging)
+    monkeypatch.setattr("resnet_ffcv.epochs.SECONDS_SILENT", 0.02)
+    monkeypatch.setattr("resnet_ffcv.epochs.SECONDS_LOST", 0.01)
+    loader = image_loader(numbered, 20, decoder=CenterCrop((8, 8)), order=SEQUENTIAL)
+    reporter = Reporter()
+    logging.getLogger("resnet_ffcv").addHandler(reporter)
+    try:
+        epoch = iter(loader)
+        got = numbers(itertools.islice(epoch, 2))
+        if ending:
+            epoch.close()
+        got += numbers(epoch)
+    finally:
+        logging.getLogger("resnet_ffcv").removeHandler(reporter)
+    assert got == list(range(40 if ending else 103))
+    assert len(reported) == len(caplog.records) == 3
+    assert reported[2] - reported[1] > 1.5 * (reported[1] - reported[0])
+    for record in caplog.records:
+        assert re.fullmatch(
+            rf"{numbered}: waiting for \d+ s for the batch of samples 40, 41, 42, ...; .*",
+            record.getMessage(),
+        )
+
+
+def test_a_lent_slot_is_used_again_when_its_lease_ends() -> None:
+    slots = Slots([], 4, spare=3, respect_holders=False)
+    slot = slots.take()
+    lease = slot.lend()
+    slots.put(slot)
+    assert slots.take() is not slot
+    del lease
+    assert slots.take() is slot
+
+
+def test_slots_of_many_threads_are_never_given_twice() -> None:
+    slots = Slots([], 4, spare=3, respect_holders=True)
+    taken: set[int] = set()
+
+    def use() -> None:
+        for _ in range(3000):
+            slot = slots.take()
+            assert id(slot) not in taken
+            taken.add(id(slot))
+            taken.remove(id(slot))
+            slots.put(slot)
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(use) for _ in range(8)]:
+            done.result()
+    assert len(slots.kept) <= 8 + 3
 
 
 def test_an_order_of_another_length_is_refused(numbered: Path) -> None:
@@ -555,7 +707,7 @@ def test_an_epoch_does_not_go_on_in_a_forked_process(numbered: Path) -> None:
             os._exit(0)
     os.close(theirs)
     with os.fdopen(ours) as said:
-        assert "does not go on in a forked process" in said.read()
+        assert "cannot continue in a forked process" in said.read()
     os.waitpid(child, 0)
     assert len(list(epoch)) == 51
 

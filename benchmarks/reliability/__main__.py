@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.photos import positive
-from benchmarks.reliability import cache, files, loading, training, writing
+from benchmarks.reliability import cache, files, loading, signals, training, writing
 from benchmarks.reliability.trying import Tried
 from benchmarks.timing import describe_run
 from resnet_ffcv import commandline
@@ -30,6 +30,7 @@ PARTS: dict[str, tuple[Callable[[Path, int], list[Tried]], int]] = {
     "breaks": (loading.try_breaks, 50),
     "opening": (loading.try_opening, 1),
     "damaged": (loading.try_damaged, 1),
+    "signals": (signals.try_signals, 20_000),
     "training": (training.try_training, 20),
     "cache": (cache.try_cache, 500),
 }

@@ -4,7 +4,6 @@ import os
 import random
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ def try_breaks(folder: Path, tries: int) -> list[Tried]:
             if number == 5:
                 break
         memory.append(resident())
-        threads.append(threading.active_count())
+        threads.append(len(sys._current_frames()))
     del _batch
     growth = memory[-1] / memory[20] - 1
     tried.expect(len(set(threads)) == 1, f"threads {min(threads)} to {max(threads)}")
