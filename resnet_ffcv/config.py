@@ -156,6 +156,12 @@ class DataConfig:
         "counts it; one to validate on always ends it",
         choices=("raise", "skip"),
     )
+    verify: str | None = key(
+        None,
+        "once: compare each page of the files with its checksum when it is first read, at about a "
+        "second a gigabyte; null: never",
+        choices=("once",),
+    )
     resolution: int = key(32, "pixels a side of what the model sees", low=1, high=LARGEST_SIDE)
     start_resolution: int | None = key(
         None,

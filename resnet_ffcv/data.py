@@ -372,6 +372,7 @@ def _test_images(
         batch_size=test.batch_size,
         num_workers=_workers(config),
         filter=config.filter,
+        verify=config.verify,
     )
 
 
@@ -398,6 +399,7 @@ def _loader(
             "label": [IntDecoder(), ToTensor(), Squeeze(1), *move],
         },
         drop_last=False,  # every sample once an epoch
+        verify=config.verify,
         **options,
     )
 

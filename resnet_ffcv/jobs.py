@@ -58,6 +58,7 @@ RESUME_MAY_CHANGE = (
     "data.train",
     "data.val",
     "data.num_workers",
+    "data.verify",
     "training.device",
     "training.precision",
 )

@@ -23,17 +23,16 @@ import numpy as np
 
 from resnet_ffcv import beton
 from resnet_ffcv.content import Content
+from resnet_ffcv.manifest import MEAN_SIDE
 from resnet_ffcv.opening import create_file, open_own
 from resnet_ffcv.pages import PageWriter
-from resnet_ffcv.workers import MEAN_SIDE
+from resnet_ffcv.schema import Crc32, Sha256
 
 SEAL = 9  # characters of a line before its JSON
 MOST_FIXED, MOST_PER_IMAGE = 1 << 26, 1 << 9  # bytes of a journal
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Triple = Annotated[list[Count], msgspec.Meta(min_length=3, max_length=3)]
-Crc = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{8}\Z")]
-Sha = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Side = Annotated[int, msgspec.Meta(ge=1, le=MEAN_SIDE)]
 
 
@@ -65,7 +64,7 @@ class Entry:
     count: Count
     rows: bytes
     allocations: bytes
-    crc32: Annotated[list[Crc], msgspec.Meta(min_length=1)]
+    crc32: Annotated[list[Crc32], msgspec.Meta(min_length=1)]
     moments: Annotated[list[Triple], msgspec.Meta(min_length=2, max_length=2)]
     sums: Sums | None
     damaged: Count
@@ -78,7 +77,7 @@ class Line:
 
     head: Head | None = None
     entry: Entry | None = None
-    sha256: Sha | None = None
+    sha256: Sha256 | None = None
 
 
 @dataclass(frozen=True)

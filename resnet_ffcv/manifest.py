@@ -28,10 +28,11 @@ from resnet_ffcv.beton import (
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.files import write_whole
 from resnet_ffcv.opening import read_file
+from resnet_ffcv.schema import Crc32, Sha256
 
 FORMAT_VERSION = 2
 MANIFEST_LIMIT = 1 << 26  # bytes; a terabyte's checksums take 2 MB
-MEAN_SIDE = 256  # pixels a side of a mean image, at most
+MEAN_SIDE = 256  # pixels a side up to which the mean image of a set is kept
 MEAN_TOLERANCE = 1e-4  # between the mean image's mean and the manifest's
 NPY_HEADER = re.compile(
     rb"\x93NUMPY\x01\0..{'descr': '<f4', 'fortran_order': False, "
@@ -44,8 +45,6 @@ Count = Annotated[int, Meta(ge=1, lt=2**62)]
 Side = Annotated[int, Meta(ge=1, le=MAX_SIDE)]
 Spread = Annotated[list[Side], Meta(min_length=3, max_length=3)]
 Channels = Annotated[list[Annotated[float, Meta(ge=0, le=1)]], Meta(min_length=3, max_length=3)]
-Crc32 = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}\Z")]
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Name = Annotated[str, Meta(min_length=1, max_length=10_000)]
 MeanName = Annotated[str, Meta(pattern=r"^train\.beton\.pixel_mean\.npy\Z")]  # not just any path
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from resnet_ffcv.decoders import LIMITS, WholeImage
 from resnet_ffcv.errors import FailureError
+from resnet_ffcv.first_reads import FirstReads
 from resnet_ffcv.kernels import windows
 from resnet_ffcv.kernels.status import MEANING
 from resnet_ffcv.loader import open_tables
@@ -30,6 +31,7 @@ class ResizedImages:
         batch_size: images of that resolution in a batch; of larger ones there are fewer.
         num_workers: threads that decode.
         filter: area, triangle or cubic.
+        verify: "once" compares each page with its checksum when it is first read, as Loader does.
 
     Attributes:
         indices: int64 (n,), of the samples shown: all.
@@ -50,6 +52,7 @@ class ResizedImages:
         batch_size: int,
         num_workers: int,
         filter: str = "area",
+        verify: str | None = None,
     ) -> None:
         tables, fields = open_tables(Path(fname), {})
         self.fname, self.sides, self.resolution = fname, tuple(sides), resolution
@@ -57,6 +60,7 @@ class ResizedImages:
         self.num_workers, self.decoder = num_workers, WholeImage(filter=filter)
         self.field, self.metadata = fields["image"], tables.metadata["image"]
         self.storage = Storage(tables)
+        self.first_reads = FirstReads(self.storage, num_workers) if verify else None
         self.indices = np.arange(len(tables.metadata))
         self.labels = tables.metadata["label"].astype(np.int64)
         self._refuse_strips()
@@ -109,6 +113,8 @@ class ResizedImages:
             self.field, self.metadata, indices, images, self.storage.state(np.uint64(0)),
             np.uint64(0), self.num_workers, LIMITS,
         )  # fmt: skip
+        if self.first_reads:
+            np.maximum(statuses, self.first_reads.check(indices), out=statuses)
         self.storage.check()
         bad = np.flatnonzero(statuses)
         if len(bad):

@@ -14,6 +14,7 @@ T = TypeVar("T")
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 # NaN fails both comparisons.
 Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+Crc32 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{8}\Z")]
 Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 SHOWN = 200  # characters of a value or a message in an error

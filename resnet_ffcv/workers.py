@@ -26,10 +26,10 @@ from resnet_ffcv.content import add_pixels
 from resnet_ffcv.encode import Stored, draw, encode, read
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.kernels.moments import add_moments
+from resnet_ffcv.manifest import MEAN_SIDE
 from resnet_ffcv.opening import UnsuitableFileError
 from resnet_ffcv.progress import Report
 
-MEAN_SIDE = 256  # pixels a side up to which a mean of each place is kept
 TASKS = 3  # of a worker at once: one it encodes, the others wait for it or for the coordinator
 PLACE_BYTES = 8
 LEAST_KEPT = 1 << 24  # bytes of a task's memory that are not given back

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.reliability.hostile import STOCK_EVERY, Case, try_case, write_weights
+from benchmarks.reliability.lies import STOCK_EVERY, Case, try_case, write_weights
 from benchmarks.reliability.mutating import Liar, write_seeds
 
 

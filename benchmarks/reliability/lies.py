@@ -4,7 +4,7 @@
 processes of this module, each bounded in memory and time, which read their honest files from a
 folder and try one lie after the other:
 
-    python -m benchmarks.reliability.hostile SEEDS OWN FIRST STEP END
+    python -m benchmarks.reliability.lies SEEDS OWN FIRST STEP END
 """
 
 import json
