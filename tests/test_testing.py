@@ -1,5 +1,6 @@
 """Counts against a plain loop; scores of many views against torchvision and a plain sum."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torchvision.transforms.v2 import functional as transforms
 import write_datasets
 from benchmarks import wrong_tests
 from resnet_ffcv import testing
+from resnet_ffcv.beton import read_image_tables
 from resnet_ffcv.config import DataConfig, TestConfig, TrainConfig
 from resnet_ffcv.data import Normalize, load_data, load_test_data, short_sides
 from resnet_ffcv.errors import FailureError, UsageError
@@ -322,6 +324,23 @@ def test_a_damaged_image_ends_a_multiscale_test(tmp_path: Path, network: nn.Modu
     spoil(path, 4)
     with pytest.raises(FailureError, match=r"train.beton: sample 4 is damaged: "):
         evaluate(network, images_of(path, protocol="multiscale", sides=(32,)), PLAIN)
+
+
+@pytest.mark.parametrize("protocol", ["center", "multiscale"])
+def test_with_data_verify_a_changed_pixel_ends_a_test(tmp_path: Path, protocol: str) -> None:
+    path = write_noise(tmp_path, "raw", (6, 40, 48), classes=5)
+    start, _ = read_image_tables(path).region(4)
+    with path.open("r+b") as file:
+        file.seek(start)
+        (level,) = file.read(1)
+        file.seek(start)
+        file.write(bytes([level ^ 1]))
+    test = TestConfig(protocol=protocol, sides=(32,))
+    config = DataConfig(val=str(path), resolution=32, center_ratio=0.8, num_workers=1)
+    list(load_test_data(config, test, CPU)[0])
+    checked = load_test_data(replace(config, verify="once"), test, CPU)[0]
+    with pytest.raises(FailureError, match=r"train.beton: sample 0 is damaged.*checksum"):
+        list(checked)
 
 
 def test_a_short_side_below_the_networks_own_is_refused(photos: tuple[Path, list[Tensor]]) -> None:
