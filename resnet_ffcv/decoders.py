@@ -137,7 +137,7 @@ def check_images(
     rows = read_rows(None, metadata, indices)
     found: np.ndarray = np.empty(len(indices), np.int32)
     located = locate(rows.pointers, storage_state)
-    batches.check_images(batches.IMAGE, located, rows.numbers, limits, found)
+    batches.check_images(batches.IMAGE, located, rows.numbers, tuple(limits), found)
     return found
 
 
