@@ -83,9 +83,8 @@ def decode_samples(
     padded, colour = fill is not None, fill or (0, 0, 0)
 
     def check(within: Limits, found: np.ndarray) -> int:
-        return check_samples(
-            form, regions, rows, windows, filter_, padded, size, tuple(within), found
-        )
+        plain = within.pixels, within.memory
+        return check_samples(form, regions, rows, windows, filter_, padded, size, plain, found)
 
     work = _find_work(check, limits, max(1, min(threads, len(rows))), statuses)
     threads, counter = len(work), np.zeros(1, np.int64)
