@@ -136,8 +136,8 @@ def check_images(
     be given. FFCV's own copy what a row and a JPEG's header say, without comparing the two."""
     rows = read_rows(None, metadata, indices)
     found: np.ndarray = np.empty(len(indices), np.int32)
-    located = locate(rows.pointers, storage_state)
-    batches.check_images(batches.IMAGE, located, rows.numbers, limits, found)
+    located, plain = locate(rows.pointers, storage_state), (limits.pixels, limits.memory)
+    batches.check_images(batches.IMAGE, located, rows.numbers, plain, found)
     return found
 
 

@@ -58,7 +58,10 @@ _local = threading.local()  # of each thread that calls: memory to decode with
 
 
 class Limits(NamedTuple):
-    """What one sample may ask for: pixels, and bytes of memory for the thread that decodes it."""
+    """What one sample may ask for: pixels, and bytes of memory for the thread that decodes it.
+
+    Kernels take it as a plain tuple, whose type numba finds out in a tenth of the time.
+    """
 
     pixels: int
     memory: int
@@ -80,7 +83,8 @@ def decode_samples(
     padded, colour = fill is not None, fill or (0, 0, 0)
 
     def check(within: Limits, found: np.ndarray) -> int:
-        return check_samples(form, regions, rows, windows, filter_, padded, size, within, found)
+        plain = within.pixels, within.memory
+        return check_samples(form, regions, rows, windows, filter_, padded, size, plain, found)
 
     work = _find_work(check, limits, max(1, min(threads, len(rows))), statuses)
     threads, counter = len(work), np.zeros(1, np.int64)
@@ -146,7 +150,7 @@ def count_words(
 
 
 @kernel
-def check_jpeg(address: int, size: int, row: np.ndarray, limits: Limits) -> int:
+def check_jpeg(address: int, size: int, row: np.ndarray, limits: tuple[int, int]) -> int:
     """Compares the headers of a JPEG with its row and the limits; returns a status."""
     height, width = row[0], row[1]
     frame = read_frame(address, size)
@@ -154,15 +158,17 @@ def check_jpeg(address: int, size: int, row: np.ndarray, limits: Limits) -> int:
         return status.BAD_JPEG
     if frame.height != height or frame.width != width:
         return status.OTHER_JPEG_SIZE
-    if height * width > limits.pixels:
+    if height * width > limits[0]:
         return status.TOO_LARGE
-    if frame.by_scans and 2 * frame.components * height * width > limits.memory:
+    if frame.by_scans and 2 * frame.components * height * width > limits[1]:
         return status.TOO_MUCH_WORK  # libjpeg keeps 16 bits for each coefficient
     return status.TOO_MANY_SCANS if has_many_scans(address, size, frame) else status.WHOLE
 
 
 @kernel
-def check_sample(form: int, address: int, size: int, row: np.ndarray, limits: Limits) -> int:
+def check_sample(
+    form: int, address: int, size: int, row: np.ndarray, limits: tuple[int, int]
+) -> int:
     """Whether a sample's bytes can be of an image of its row's size, by what costs little to find
     out: memory is asked for by that size. Returns a status."""
     height, width, colour = row[0], row[1], row[2]
@@ -182,12 +188,12 @@ def check_sample(form: int, address: int, size: int, row: np.ndarray, limits: Li
         fits = size >= LEAST_GROUP * count_all_groups(height, width, colour)
     if not fits:
         return status.WRONG_SIZE
-    return status.TOO_LARGE if height * width > limits.pixels else status.WHOLE
+    return status.TOO_LARGE if height * width > limits[0] else status.WHOLE
 
 
 @kernel
 def check_images(
-    form: int, regions: np.ndarray, rows: np.ndarray, limits: Limits, statuses: np.ndarray
+    form: int, regions: np.ndarray, rows: np.ndarray, limits: tuple[int, int], statuses: np.ndarray
 ) -> None:
     """Finds samples that no decoder should be given, of whatever window."""
     for i in range(len(rows)):
@@ -197,7 +203,7 @@ def check_images(
 @kernel
 def check_samples(
     form: int, regions: np.ndarray, rows: np.ndarray, windows: np.ndarray, filter_: int,
-    padded: bool, size: tuple[int, int], limits: Limits, statuses: np.ndarray,
+    padded: bool, size: tuple[int, int], limits: tuple[int, int], statuses: np.ndarray,
 ) -> int:  # fmt: skip
     """Finds what cannot be decoded; returns the words of `work` that the others take at most."""
     most, border = 0, size[0] * size[1] + 16 if padded else 0
@@ -207,7 +213,7 @@ def check_samples(
         if found == status.WHOLE:
             if is_whole(window, size) if padded else is_inside(window, row[0], row[1]):
                 words = count_words(form, row, window, filter_, size) + border
-                if 4 * words > limits.memory:
+                if 4 * words > limits[1]:
                     found = status.TOO_MUCH_WORK
                 else:
                     most = max(most, words)

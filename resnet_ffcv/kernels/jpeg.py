@@ -175,13 +175,13 @@ def decode_planes(
 
     planes, strides = np.zeros(3, np.int64), np.zeros(3, np.int32)
     strides[0], strides[1:] = align(width), align(colour_width)
-    # libturbojpeg reads the header again, which may have changed: each plane has room for any
-    # sampling of an image of this size, whose sides it makes even.
-    room = align(width) * (height + 1) + LANES
     planes[0] = align(work[used:].ctypes.data)
-    planes[1] = planes[0] + room
-    planes[2] = planes[1] + room
-    end = planes[2] + room
+    # libturbojpeg makes luma's sides even where colour has half of them: one row more.
+    planes[1] = planes[0] + strides[0] * (height + 1) + LANES
+    planes[2] = planes[1] + strides[1] * colour_height + LANES
+    # It reads the header again. Should another sampling stand there by now, planes overlap, and
+    # the last one ends below planes[2] + strides[2] * (height + 1) + width: count_jpeg_work holds.
+    end = planes[2] + strides[2] * colour_height + LANES
     if tj_decompress_planes(
         handle, address, size, planes.ctypes.data, width, strides.ctypes.data, height, LIMIT_SCANS
     ):

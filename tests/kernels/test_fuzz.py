@@ -126,7 +126,7 @@ def test_damaged_samples_stay_inside_their_memory(form: str, at_end: bool) -> No
         windows = np.array([draw_window(rng, numbers, size, padded)], np.float64)
         filter_, statuses = int(rng.integers(CUBIC + 1)), np.empty(1, np.int32)
         words = batches.check_samples(
-            code, regions, rows, windows, filter_, padded, size, batches.UNLIMITED, statuses
+            code, regions, rows, windows, filter_, padded, size, tuple(batches.UNLIMITED), statuses
         )
         work = memory.take(4 * words).view(np.int32)
         batches.decode_some(

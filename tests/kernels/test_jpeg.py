@@ -1,6 +1,7 @@
 """JPEGs of every sampling, against a full decode by Pillow that is resampled in float64."""
 
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -99,6 +100,19 @@ def test_the_size_is_found_in_the_frame() -> None:
         data = np.frombuffer(out.getvalue(), np.uint8)
         assert read_frame(data.ctypes.data, len(data))[:2] == (30, 50)
         assert read_frame(data.ctypes.data, 100)[:2] == (0, 0)
+
+
+def test_planes_have_room_for_any_sampling_that_is_found_when_the_header_is_read_again() -> None:
+    lines = [*range(1, 150), 255, 256, 257, 1_000, 65_535]
+    height, width = (np.array(axis, np.int64) for axis in np.meshgrid(lines, lines))
+    stride = (width + 63) // 64 * 64
+    for half_across, half_down in itertools.product((False, True), repeat=2):
+        tall = (height + 1) // 2 if half_down else height
+        wide = ((width + 1) // 2 if half_across else width) + 63
+        before = 63 + stride * (height + 1) + 32 + wide // 64 * 64 * tall + 32
+        end = before + wide // 64 * 64 * (height + 1) + stride  # rows of full width, one too many
+        room = [count_jpeg_work(h, w, 1, 1) for h, w in zip(height.flat, width.flat, strict=True)]
+        assert (end.ravel() <= room).all()
 
 
 def test_damage_is_told() -> None:

@@ -104,7 +104,7 @@ def test_scratch_memory_suffices(form: str, gray: bool, size: tuple[int, int]) -
             window = np.array([[0.0, 0, side, side, 1, 0]])
             statuses, out = np.empty(1, np.int32), np.zeros((1, *size, 3), np.uint8)
             arguments = CODES[form], regions, rows, window, filter_, False
-            words = batches.check_samples(*arguments, size, batches.UNLIMITED, statuses)
+            words = batches.check_samples(*arguments, size, tuple(batches.UNLIMITED), statuses)
             work = np.full(words + 1_000, 77, np.int32)
             batches.decode_some(
                 *arguments, (0, 0, 0), tables.inverse, tables.means, out, statuses, work[:words],
@@ -124,6 +124,6 @@ def test_a_row_that_lies_asks_for_no_memory() -> None:
         (batches.YUV420, 1),
     ):
         rows = np.array([[65_535, 65_535, kind, 0]], np.int32)
-        checked = form, regions, rows, window, AREA, False, (9, 9), batches.UNLIMITED
+        checked = form, regions, rows, window, AREA, False, (9, 9), tuple(batches.UNLIMITED)
         assert batches.check_samples(*checked, statuses) == 0
         assert statuses[0] != 0

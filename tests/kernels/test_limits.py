@@ -35,8 +35,8 @@ class Sample:
         """(status, words)"""
         statuses = np.empty(1, np.int32)
         words = batches.check_samples(
-            self.form, self.regions, self.rows, self.windows, AREA, False, self.size, limits,
-            statuses,
+            self.form, self.regions, self.rows, self.windows, AREA, False, self.size,
+            tuple(limits), statuses,
         )  # fmt: skip
         return int(statuses[0]), words
 
