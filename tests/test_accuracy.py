@@ -223,7 +223,9 @@ def test_a_training_that_fails_says_how(tmp_path: Path, key: str, error: type) -
 def test_the_wrong_tests_want_weights_that_see_a_part_of_the_image(tmp_path: Path) -> None:
     def run(ratio: float, *more: str) -> None:
         model = build_model("resnet8", 10)
-        facts = {"spec": model.spec, "classes": ["x"] * 10, "normalize": {}}
+        half = torch.full((3, 1, 1), 0.5)
+        normalize = {"mean": half, "std": half}
+        facts = {"spec": model.spec, "classes": ["x"] * 10, "normalize": normalize}
         view = {"resolution": 32, "center_ratio": ratio, "filter": "triangle"}
         torch.save({**facts, "model": model.state_dict(), "view": view}, tmp_path / "last")
         wrong_tests.main(["--weights", str(tmp_path / "last"), "--val", "no.beton", *more])
