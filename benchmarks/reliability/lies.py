@@ -30,7 +30,7 @@ from resnet_ffcv.errors import FailureError, UsageError
 
 SECONDS = 120  # that a file may take; the first one of a process also loads torch and kernels
 MEMORY = 8 << 30  # bytes beyond what a process has after its start
-STOCK_EVERY = 20  # of FFCV's own decoders, whose functions are compiled for each Loader
+STOCK_EVERY = 9  # files also go through FFCV's decoders, which are compiled for each Loader
 SIDE = 16  # pixels of the views
 NEAR = 3  # levels between a colour and itself after JPEG
 SHARE = 0.1  # of an image in another sample's colour: more is no chance
