@@ -35,7 +35,7 @@ USED = {  # keys that a task other than training makes use of
     "--predict": (*SHOWN, "training.device"),
     "--export": SHOWN,
     "run.eval_only": (
-        *(*SHOWN, "run.eval_only", "data.num_workers", "data.verify", "test."),
+        *(*SHOWN, "run.eval_only", "data.num_workers", "data.verify", "data.max_", "test."),
         *("training.device", "training.precision"),
     ),
 }

@@ -54,7 +54,10 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     if "verify" in flags and "info" in flags:
         raise UsageError("--verify and --info: give one of them")
     if "verify" in flags:
-        return show_verdict(Path(flags["verify"]), decode=flags.get("decode") == "true")
+        # As many as Loader takes, or more where larger images were written on purpose.
+        max_pixels = max(1 << 28, arguments.config.image.max_pixels)
+        decode = flags.get("decode") == "true"
+        return show_verdict(Path(flags["verify"]), decode=decode, max_pixels=max_pixels)
     if "info" in flags:
         return show_info(Path(flags["info"]))
     return write(arguments.config)
@@ -65,8 +68,10 @@ def write(config: WriteConfig) -> dict[str, Any]:
     source = open_source(config.source)
     ignored = sum(split.ignored for split in source.splits.values())
     if ignored:
-        files = "file whose ending is" if ignored == 1 else "files whose endings are"
-        console.print(f"ignored {ignored:,} {files} of no image format that is read here")
+        files = "file with an unsupported extension"
+        if ignored > 1:
+            files = "files with unsupported extensions"
+        console.print(f"ignored {ignored:,} {files}")
     linked = [path for split in source.splits.values() for path in split.linked]
     if linked:
         console.print(
@@ -111,10 +116,10 @@ def _check_is_file(flag: str, path: Path, error: type[Exception]) -> None:
     if not os.path.exists(path):
         raise UsageError(f"--{flag} {path}: no such file")
     if not os.path.isfile(path):
-        raise error(f"--{flag} {path}: no file, but a folder, a pipe or a device")
+        raise error(f"--{flag} {path}: not a regular file")
 
 
-def show_verdict(path: Path, *, decode: bool) -> dict[str, Any]:
+def show_verdict(path: Path, *, decode: bool, max_pixels: int) -> dict[str, Any]:
     """Checks a .beton file, and shows what is wrong with it."""
     _check_is_file("verify", path, FailureError)  # as for any file that is not whole
     if path.suffix == ".partial":
@@ -122,7 +127,7 @@ def show_verdict(path: Path, *, decode: bool) -> dict[str, Any]:
             f"--verify {path}: that is of a stopped write; --writer.resume=true goes on with it"
         )
     with commandline.progress() as progress:
-        verdict = verify(path, _Bar(progress), decode=decode)
+        verdict = verify(path, _Bar(progress), decode=decode, max_pixels=max_pixels)
     for words in verdict.problems:
         console.print(words, soft_wrap=True)
     runs = _find_runs(verdict.damaged)

@@ -184,7 +184,7 @@ class FieldInfo:
         """
         if rows.dtype == BYTES_ROW:
             return rows["size"], rows["size"]
-        if rows.dtype == RGB_ROW:
+        if self.type_id == RGB_TYPE:  # a class of its own may have other channels in such a row
             return rgb_bounds(rows)
         if self.type_id in ARRAY_TYPES and rows.dtype == ROWS[self.type_id]:
             dtype, shape = read_array(self.arguments)
@@ -342,7 +342,9 @@ def _check_number_of_regions(path: Path, head: _Head, rows: Rows) -> None:
 
 
 def _too_large(path: Path, head: _Head) -> FailureError:
-    return FailureError(f"{path}: its tables need {head.memory / 1e9:,.1f} GB of memory")
+    return FailureError(
+        f"{path}: its tables need {head.memory / 1e9:,.1f} GB of memory, more than there is"
+    )
 
 
 def _read_rows(path: Path, file: IO[bytes], head: _Head) -> Tables:

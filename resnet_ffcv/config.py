@@ -156,6 +156,16 @@ class DataConfig:
         "counts it; one to validate on always ends it",
         choices=("raise", "skip"),
     )
+    max_pixels: int = key(
+        1 << 28, "pixels of an image; one with more counts as damaged", low=1, high=2**62
+    )
+    max_memory: int = key(
+        1 << 30,
+        "bytes of a thread's memory that decoding one image may take; one that needs more counts "
+        "as damaged",
+        low=1,
+        high=2**62,
+    )
     verify: str | None = key(
         None,
         "once: compare each page of the files with its checksum when it is first read, at about a "
@@ -434,6 +444,7 @@ class TestConfig:
         "protocol=multiscale: short sides, pixels; null: the paper's 224, 256, 384, 480, 640 for "
         "views of 224 pixels, for others in proportion",
         low=1,
+        high=LARGEST_SIDE,
     )
     batch_size: int = key(250, "views of test.resolution a step", low=1)
 

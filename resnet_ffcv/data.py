@@ -18,6 +18,7 @@ from resnet_ffcv.beton import read_image_tables
 from resnet_ffcv.config import AugmentConfig, DataConfig, ImageConfig, TestConfig, TrainConfig
 from resnet_ffcv.encode import open_image, to_rgb
 from resnet_ffcv.errors import FailureError, UsageError
+from resnet_ffcv.kernels.batches import Limits
 from resnet_ffcv.loader import Loader
 from resnet_ffcv.manifest import Manifest, contradictions, read_manifest, read_pixel_mean
 from resnet_ffcv.models import IMAGENET_MEAN, IMAGENET_STD
@@ -372,6 +373,7 @@ def _test_images(
         batch_size=test.batch_size,
         num_workers=_workers(config),
         filter=config.filter,
+        limits=Limits(config.max_pixels, config.max_memory),
         verify=config.verify,
     )
 
@@ -399,6 +401,8 @@ def _loader(
             "label": [IntDecoder(), ToTensor(), Squeeze(1), *move],
         },
         drop_last=False,  # every sample once an epoch
+        max_pixels=config.max_pixels,
+        max_memory=config.max_memory,
         verify=config.verify,
         **options,
     )

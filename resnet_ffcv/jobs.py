@@ -58,6 +58,8 @@ RESUME_MAY_CHANGE = (
     "data.train",
     "data.val",
     "data.num_workers",
+    "data.max_pixels",
+    "data.max_memory",
     "data.verify",
     "training.device",
     "training.precision",

@@ -10,13 +10,12 @@ the pages in the file have its checksums. Where anything else is in doubt the fi
 the start.
 """
 
-import itertools
 import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import msgspec
 import numpy as np
@@ -29,7 +28,7 @@ from resnet_ffcv.pages import PageWriter
 from resnet_ffcv.schema import Crc32, Sha256
 
 SEAL = 9  # characters of a line before its JSON
-MOST_FIXED, MOST_PER_IMAGE = 1 << 26, 1 << 9  # bytes of a journal
+MOST_FIXED, MOST_PER_IMAGE = 1 << 26, 1 << 9  # bytes of a line
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Triple = Annotated[list[Count], msgspec.Meta(min_length=3, max_length=3)]
@@ -148,6 +147,19 @@ class Journal:
         """The file is published, or will be written from the start."""
         self.path.unlink(missing_ok=True)
 
+    def is_ours(self) -> bool:
+        """Whether the file begins as a journal does, of whatever job.
+
+        Raises:
+            UnsuitableFileError: it is a link or no regular file.
+        """
+        try:
+            with os.fdopen(open_own(self.path, os.O_RDONLY), "rb") as file:
+                first = next(_unseal(file, MOST_FIXED), None)
+        except (FileNotFoundError, ValueError, RecursionError):
+            return False
+        return first is not None and first.line.head is not None
+
     def note(self, content: Content, pages: PageWriter) -> None:
         """A task is done: `content` and `pages` are up to date."""
         self.open.append(State.of(content))
@@ -183,8 +195,13 @@ class Journal:
 
     def finished(self) -> str | None:
         """The SHA-256 of the file that this job has finished; None where it has not."""
-        lines = self._read_lines()
-        return lines[-1].line.sha256 if lines else None
+        sha256 = None
+        try:
+            for read in self._read_lines():
+                sha256 = read.line.sha256  # the last line has it
+        except DoubtfulError:
+            return None
+        return sha256
 
     def read(self, row: np.dtype) -> Found | None:
         """What can be resumed; None where there is no journal of this job, or a doubtful one.
@@ -198,39 +215,55 @@ class Journal:
             UnsuitableFileError: the journal or the .partial is a link or no regular file.
         """
         self._forget()
-        lines = self._read_lines()
         try:
-            return self._resume(lines, row) if lines else None
+            return self._resume(row)
         except (DoubtfulError, FileNotFoundError):  # the latter: the .partial
             return None
 
-    def _read_lines(self) -> "list[Read]":
-        """The lines whose seals hold; none where they are of another job, or in doubt."""
+    def _read_lines(self) -> "Iterator[Read]":
+        """The lines whose seals hold, the head first; none where they are of another job.
+
+        One at a time: each may have megabytes of sums, and there may be one for each page.
+
+        Raises:
+            DoubtfulError: a seal holds, but what it seals is no line of a journal.
+        """
         try:
             with os.fdopen(open_own(self.path, os.O_RDONLY), "rb") as file:
-                limit = MOST_FIXED + MOST_PER_IMAGE * self.images
-                content = file.read() if os.fstat(file.fileno()).st_size <= limit else b""
-            lines = list(_unseal(content))
-        except (FileNotFoundError, msgspec.DecodeError, RecursionError):  # JSON too deep
-            return []
-        head = lines[0].line.head if lines else None
-        return lines if head and head.job == self.job else []
+                lines = _unseal(file, MOST_FIXED + MOST_PER_IMAGE * self.images)
+                first = next(lines, None)
+                if first and first.line.head and first.line.head.job == self.job:
+                    yield first
+                    yield from lines
+        except FileNotFoundError:
+            return
+        except (msgspec.DecodeError, RecursionError) as error:  # the latter: JSON that is too deep
+            raise DoubtfulError from error
 
-    def _resume(self, lines: "list[Read]", row: np.dtype) -> Found | None:
-        page_size = lines[0].line.head.page_size  # type: ignore[union-attr]  # _read_lines saw it
+    def _resume(self, row: np.dtype) -> Found | None:
+        lines = self._read_lines()
+        last = next(lines, None)
+        if last is None or last.line.head is None:
+            return None
+        page_size = last.line.head.page_size
         _doubt_unless(beton.DEFAULT_PAGE_SIZE <= page_size <= beton.MAX_PAGE_SIZE)
         _doubt_unless(page_size & (page_size - 1) == 0)  # a power of two
         first = beton.first_page(self.images, page_size)
-        entries = [r.line.entry for r in itertools.takewhile(lambda r: r.line.entry, lines[1:])]
-        crc32 = [crc for entry in entries if entry for crc in entry.crc32]
-        whole = first + _count_whole(self.partial, first, page_size, crc32) * page_size
         checker = Checker(Content.empty(self.images, row), first, page_size)
-        last = lines[0]
-        for read in lines[1 : 1 + len(entries)]:
-            entry = read.line.entry
-            if entry is None or not checker.take(entry, whole):
-                break
-            last = read
+        crc32: list[str] = []
+        with os.fdopen(open_own(self.partial, os.O_RDONLY), "rb") as partial:
+            partial.seek(first)
+            whole = 0  # pages that are in the file as they were written
+            for read in lines:
+                entry = read.line.entry
+                if entry is None:
+                    break
+                if whole == len(crc32):
+                    whole += _count_whole(partial, page_size, entry.crc32)
+                if not checker.take(entry, first + whole * page_size):
+                    break
+                crc32 += entry.crc32
+                last = read
         placed = checker.placed
         needed = max((size for _, _, size in placed), default=0)
         if not placed or (page_size > beton.DEFAULT_PAGE_SIZE and needed <= page_size // 2):
@@ -253,19 +286,20 @@ class Read:
     seal: int
 
 
-def _unseal(content: bytes) -> Iterator[Read]:
-    """The lines of a journal up to the first whose seal is broken, or which has no end.
+def _unseal(file: IO[bytes], limit: int) -> Iterator[Read]:
+    """The lines of a journal up to the first whose seal is broken, which has no end, or which has
+    more than `limit` bytes.
 
     Raises:
         ValueError: a seal holds, but what it seals is no line of a journal.
     """
-    decoder, place, seal = msgspec.json.Decoder(Line), 0, 0
-    while (end := content.find(b"\n", place)) >= 0:
-        text = content[place + SEAL : end]
-        seal, place, expected = zlib.crc32(text, seal), end + 1, content[place : place + SEAL]
-        if expected != f"{seal:08x} ".encode():
+    decoder, end, seal = msgspec.json.Decoder(Line), 0, 0
+    while (line := file.readline(limit)).endswith(b"\n"):
+        text = line[SEAL:-1]
+        seal, end = zlib.crc32(text, seal), end + len(line)
+        if line[:SEAL] != f"{seal:08x} ".encode():
             return
-        yield Read(decoder.decode(text), place, seal)
+        yield Read(decoder.decode(text), end, seal)
 
 
 class Checker:
@@ -376,11 +410,9 @@ def _doubt_unless(holds: bool) -> None:
         raise DoubtfulError
 
 
-def _count_whole(path: Path, first: int, page_size: int, crc32: Sequence[str]) -> int:
-    """How many of the pages, from the first on, lie in a file as they were written."""
-    with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
-        file.seek(first)
-        for number, expected in enumerate(crc32):
-            if f"{zlib.crc32(file.read(page_size)):08x}" != expected:
-                return number
+def _count_whole(file: IO[bytes], page_size: int, crc32: Sequence[str]) -> int:
+    """How many of the next pages of a file are as they were written, up to one that is not."""
+    for number, expected in enumerate(crc32):
+        if f"{zlib.crc32(file.read(page_size)):08x}" != expected:
+            return number
     return len(crc32)

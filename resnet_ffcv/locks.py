@@ -1,5 +1,6 @@
 """One process at a time in a folder."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from filelock import SoftFileLock, Timeout
 from resnet_ffcv.errors import FailureError
 
 LOCK_NAME = ".lock"  # only where the file system does not support flock
+# What such file systems answer; EBADF is NFS's, which would need the folder open for writing.
+NOT_SUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
 
 
 @contextmanager
@@ -36,7 +39,9 @@ def lock_folder(folder: Path, busy: str) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise FailureError(busy) from error
-        except OSError:
+        except OSError as error:
+            if error.errno not in NOT_SUPPORTED:
+                raise
             path = folder / LOCK_NAME
             try:
                 held.enter_context(SoftFileLock(path, timeout=0))

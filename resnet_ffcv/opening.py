@@ -11,11 +11,11 @@ import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 from resnet_ffcv.errors import FailureError
 
-TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.(?P<kind>part|new|old)", re.DOTALL)
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.(?P<kind>part|new)", re.DOTALL)
 
 
 class UnsuitableFileError(OSError):
@@ -103,7 +103,7 @@ def temporary_path(path: Path, kind: str) -> Path:
     """A hidden name next to `path` that nobody can foresee, for a file on its way to that name.
 
     Args:
-        kind: part (being written), new (waits for its name) or old (had the name before).
+        kind: part (being written) or new (waits for its name).
     """
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.{kind}")
 
@@ -122,12 +122,16 @@ def find_temporary(path: Path) -> list[Path]:
 
 
 def refuse_links_out(folder: Path) -> None:
-    """Raises FailureError if a link anywhere in `folder` leads out of it.
+    """Raises FailureError if a link anywhere in `folder` leads out of it, or a part is unreadable.
 
     A folder from somebody else may hold links to files of the user, which would be overwritten.
     """
+
+    def refuse(error: OSError) -> NoReturn:
+        raise FailureError(f"{error.filename} cannot be read: {error.strerror}") from error
+
     root = folder.resolve()
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=refuse):
         for name in (*folders, *files):
             path = Path(place, name)
             # Not path.resolve(), which raises RuntimeError at a link to itself.

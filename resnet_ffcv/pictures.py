@@ -81,7 +81,7 @@ def open_picture(content: bytes, max_pixels: int) -> Iterator[Image.Image]:
                     raise ValueError(f"it is a JPEG of more than {MAX_SCANS} scans")
                 yield image
         except UnidentifiedImageError as error:  # its text names an object in memory
-            reason = "no image format that is read here" if content else "it is empty"
+            reason = "not in a supported image format" if content else "it is empty"
             raise ValueError(reason) from error
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise ValueError(f"it has more than image.max_pixels={max_pixels:,} pixels") from error

@@ -127,7 +127,7 @@ def recover(path: Path, kept: Path, others: Sequence[Path]) -> str:
         if record is not None and _fits(path, kept, others, record):
             _complete(path, record)
         else:
-            words = f"{record_path(path)} fits no files here; removed it, and left them as they are"
+            words = f"{record_path(path)} did not match the files here and was removed"
             record_path(path).unlink()
     for file in (path, *others, record_path(path)):
         for leftover in find_temporary(file):

@@ -26,12 +26,17 @@ def check_regions(tables: "Tables") -> None:
     for begin in range(0, len(tables.starts), BLOCK):
         for problem, found in _problems_of_regions(tables, begin).items():
             counts[problem] += int(np.count_nonzero(found))
-    for field, pointers in tables.stored():
+    stored = tables.stored()
+    for field, pointers in stored:
         ordered = np.array_equal(pointers, tables.starts)  # as one field in order has them
         for begin in range(0, len(pointers), BLOCK):
             problems = _problems_of_samples(tables, field, pointers, begin, ordered=ordered)
             for problem, found in problems.items():
                 counts[problem] += int(np.count_nonzero(found))
+    if len(stored) > 1:
+        used = np.concatenate([pointers for _, pointers in stored])
+        used = used[used != 0]  # 0: of empty bytes
+        counts["two fields with one region"] = len(used) - len(np.unique(used))
     for problem, count in counts.items():
         if count:
             raise FailureError(f"{tables.path} is damaged: {problem} ({count}); write it again")

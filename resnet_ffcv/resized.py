@@ -10,6 +10,7 @@ from resnet_ffcv.decoders import LIMITS, WholeImage
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.first_reads import FirstReads
 from resnet_ffcv.kernels import windows
+from resnet_ffcv.kernels.batches import Limits
 from resnet_ffcv.kernels.status import MEANING
 from resnet_ffcv.loader import open_tables
 from resnet_ffcv.storage import Storage
@@ -31,6 +32,7 @@ class ResizedImages:
         batch_size: images of that resolution in a batch; of larger ones there are fewer.
         num_workers: threads that decode.
         filter: area, triangle or cubic.
+        limits: of pixels and memory, what a sample may ask for.
         verify: "once" compares each page with its checksum when it is first read, as Loader does.
 
     Attributes:
@@ -52,6 +54,7 @@ class ResizedImages:
         batch_size: int,
         num_workers: int,
         filter: str = "area",
+        limits: Limits = LIMITS,
         verify: str | None = None,
     ) -> None:
         tables, fields = open_tables(Path(fname), {})
@@ -60,6 +63,7 @@ class ResizedImages:
         self.num_workers, self.decoder = num_workers, WholeImage(filter=filter)
         self.field, self.metadata = fields["image"], tables.metadata["image"]
         self.storage = Storage(tables)
+        self.limits = limits
         self.first_reads = FirstReads(self.storage, num_workers) if verify else None
         self.indices = np.arange(len(tables.metadata))
         self.labels = tables.metadata["label"].astype(np.int64)
@@ -73,7 +77,7 @@ class ResizedImages:
             raise FailureError(
                 f"{self.fname}: sample {sample} has {width[sample]:,} x {height[sample]:,} pixels; "
                 f"test.protocol=multiscale takes images up to {LONGEST} times as long as they are "
-                "wide; leave it out of the file, or take test.protocol=center"
+                "wide; leave it out of the file, or use test.protocol=center"
             )
 
     def __iter__(self) -> Generator[Batch, None, None]:
@@ -111,7 +115,7 @@ class ResizedImages:
         images = np.empty((len(indices), *shape, 3), np.uint8)
         statuses = self.decoder.decode(
             self.field, self.metadata, indices, images, self.storage.state(np.uint64(0)),
-            np.uint64(0), self.num_workers, LIMITS,
+            np.uint64(0), self.num_workers, self.limits,
         )  # fmt: skip
         if self.first_reads:
             np.maximum(statuses, self.first_reads.check(indices), out=statuses)

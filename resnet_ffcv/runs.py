@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from resnet_ffcv.environment import add_environment, describe_environment, write
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.files import write_whole
 from resnet_ffcv.locks import lock_folder
-from resnet_ffcv.opening import find_temporary, open_own, open_regular, refuse_links_out
+from resnet_ffcv.opening import find_temporary, open_regular, refuse_links_out
 
 Record = dict[str, Any]  # one epoch's figures, a line of log.jsonl
 
@@ -91,8 +90,7 @@ class Run:
                     file.unlink()
         except OSError as error:
             raise _failure(folder, error) from error
-        lines = "".join(json.dumps(record) + "\n" for record in self.records)
-        write_whole(folder / "log.jsonl", lambda file: file.write(lines.encode()))
+        self._write_log()
         self.tensorboard: SummaryWriter | None = None  # a file, so not before there is an event
 
     @classmethod
@@ -149,14 +147,17 @@ class Run:
         """The sum of one of the records' figures."""
         return float(sum(record[name] for record in self.records))
 
+    def _write_log(self) -> None:
+        # Whole each time: appending would go through a link, or change a copy of the user's.
+        lines = "".join(json.dumps(record) + "\n" for record in self.records)
+        write_whole(self.folder / "log.jsonl", lambda file: file.write(lines.encode()))
+
     def log(self, record: Record) -> None:
         """Adds an epoch to the log, TensorBoard and, at times, the curves."""
         self.records.append(record)
-        path = self.folder / "log.jsonl"
+        self._write_log()
+        path = self.folder / "tensorboard"
         try:
-            with os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND), "a") as file:
-                file.write(json.dumps(record) + "\n")
-            path = self.folder / "tensorboard"
             if self.tensorboard is None:  # purges what a stopped run said from this step on
                 self.tensorboard = SummaryWriter(str(path), purge_step=record["step"])
         except OSError as error:

@@ -64,6 +64,7 @@ class Storage:
         self.file = np.frombuffer(mapping, np.uint8)
         self.address = self.file.ctypes.data
         self.find_fault = faults.watch(self.file)
+        self.pointers = tables.pointers()
 
     def begin_epoch(self) -> None:
         """Checks the file; warns once if its path leads elsewhere by now.
@@ -105,7 +106,7 @@ class Storage:
             what = f"was written to since it was opened{reading}"
         else:
             what = f"could not be read at {self._name(offset or 0)}: its disk or network failed"
-        raise FailureError(f"{self.tables.path} {what}; open it again once it is whole")
+        raise FailureError(f"{self.tables.path} {what}; open it again when it is complete")
 
     def _name(self, offset: int) -> str:
         """What of the file lies at an offset."""
@@ -121,7 +122,7 @@ class Storage:
         Of empty bytes nothing is returned, wherever their pointer leads.
         """
         tables, found = self.tables, []
-        for column in tables.pointers() if len(tables.starts) else []:
+        for column in self.pointers if len(tables.starts) else []:
             pointers = column[indices]
             rows = np.minimum(np.searchsorted(tables.starts, pointers), len(tables.starts) - 1)
             theirs = (tables.starts[rows] == pointers) & (tables.samples[rows] == indices)
@@ -167,7 +168,7 @@ class ReadAhead:
         self.thread = EpochThread(self.ended)
 
     def __enter__(self) -> "ReadAhead":
-        if self.storage.tables.pointers() and len(self.batches):
+        if self.storage.pointers and len(self.batches):
             self.thread.start(self._run)
         return self
 

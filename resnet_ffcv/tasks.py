@@ -64,10 +64,12 @@ class Job:
         return digest.hexdigest(), times.hexdigest()
 
     def options(self) -> dict[str, Any]:
-        """What the file's bytes depend on, beside the source."""
-        writer = self.config.writer
+        """What the file's bytes depend on, apart from the source."""
+        writer, image = self.config.writer, asdict(self.config.image)
+        if writer.on_error == "raise":  # a limit that ends a write may be raised to resume it
+            del image["max_pixels"]
         chosen = {"limit": writer.limit, "seed": writer.seed, "on_error": writer.on_error}
-        return {**asdict(self.config.image), **chosen}
+        return {**image, **chosen}
 
     def tasks(self, indices: np.ndarray) -> Iterator[Task]:
         """The images cut into tasks, in order."""

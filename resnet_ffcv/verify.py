@@ -21,6 +21,8 @@ from resnet_ffcv.manifest import (
 )
 from resnet_ffcv.progress import Report
 
+MEMORY_PER_PIXEL = 8  # bytes, more than decoding takes of any form
+
 
 @dataclass
 class Verdict:
@@ -43,13 +45,16 @@ class Verdict:
         return not (self.problems or self.damaged)
 
 
-def verify(path: Path, report: Report, *, decode: bool = False) -> Verdict:
+def verify(
+    path: Path, report: Report, *, decode: bool = False, max_pixels: int = 1 << 28
+) -> Verdict:
     """Checks a .beton of write_datasets.py, or of FFCV, which has neither checksums nor manifest.
 
     Args:
         path: of the file.
         report: is told how far the reading is.
         decode: whether every image is decoded, too.
+        max_pixels: of an image to decode; a larger one counts as damaged.
     """
     verdict = Verdict()
     with _noting(path, verdict):
@@ -61,7 +66,7 @@ def verify(path: Path, report: Report, *, decode: bool = False) -> Verdict:
             with _noting(path, verdict):
                 _check_manifest(path, tables, verdict, report)
         if decode:
-            _decode(path, tables, verdict, report)
+            _decode(path, tables, verdict, report, max_pixels)
     return verdict
 
 
@@ -100,7 +105,7 @@ def _samples_in(pages: list[int], tables: Tables, sums: Pages) -> dict[int, str]
     return dict.fromkeys(sorted(hurt), "in a page that differs from its checksum")
 
 
-def _decode(path: Path, tables: Tables, verdict: Verdict, report: Report) -> None:
+def _decode(path: Path, tables: Tables, verdict: Verdict, report: Report, max_pixels: int) -> None:
     # Here, since torch and FFCV take seconds to import, and the other checks need neither.
     from resnet_ffcv.decoders import WholeImage
     from resnet_ffcv.loader import Loader
@@ -112,6 +117,7 @@ def _decode(path: Path, tables: Tables, verdict: Verdict, report: Report) -> Non
     pipelines: dict[str, Any] = {field.name: None for field in tables.fields}
     images = Loader(
         path, min(64, len(tables.metadata)), drop_last=False, on_error="skip",
+        max_pixels=max_pixels, max_memory=max(1 << 30, MEMORY_PER_PIXEL * max_pixels),
         pipelines=pipelines | {name: [WholeImage((8, 8))] for name in names},
     )  # fmt: skip
     done = 0

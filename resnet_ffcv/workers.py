@@ -312,7 +312,7 @@ class Pool:
 
     Args:
         workers: how many; None for one on each core allowed.
-        report: is told of workers that do not get on.
+        report: is told of workers that make no progress.
     """
 
     def __init__(self, workers: int | None, report: Report) -> None:

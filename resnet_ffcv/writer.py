@@ -245,10 +245,9 @@ class Draft:
         if words:
             self.report.say(words)
         if not (self.resume or os.path.lexists(self.kept)):
-            # It would tell of a file that is no longer there.
-            with suppress(FileNotFoundError, UnsuitableFileError):
-                os.close(open_own(self.journal.path, os.O_RDONLY))
-                self.journal.end()
+            with suppress(UnsuitableFileError):
+                if self.journal.is_ours():  # it would tell of a file that is no longer there
+                    self.journal.end()
 
     def _say(self, error: OSError, pages: PageWriter | None = None) -> str:
         """What went wrong, and what to do."""

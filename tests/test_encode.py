@@ -314,7 +314,7 @@ def zeros(width: int, height: int) -> bytes:
 
 FAILURES = {
     "empty": (b"", AS_RAW, "empty"),
-    "text": (b"no image at all", AS_RAW, "no image format that is read here"),
+    "text": (b"no image at all", AS_RAW, "not in a supported image format"),
     "truncated JPEG": (jpeg()[:-60], AS_JPG, "damaged JPEG.*accept_damaged"),
     "truncated JPEG as raw": (jpeg()[:-60], AS_RAW, "damaged JPEG"),
     "truncated JPEG with its end put back": (jpeg()[:-60] + b"\xff\xd9", AS_JPG, "damaged JPEG"),

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet_ffcv import beton, tasks, writer
+from resnet_ffcv import journal as journal_module
 from resnet_ffcv.config import ImageConfig, OutputConfig, WriteConfig, WriterConfig
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.progress import Report
@@ -91,6 +92,18 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(beton, "DEFAULT_PAGE_SIZE", PAGE)
     monkeypatch.setattr(tasks, "TASK_ARRAYS", 4)
     monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+def test_a_journal_may_grow_with_its_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, partial, expected = stopped_and_expected("raw")
+    longest = max(map(len, journal.split(b"\n")))
+    monkeypatch.setattr(journal_module, "MOST_FIXED", longest + 1)  # of a line, not of all
+    monkeypatch.setattr(journal_module, "MOST_PER_IMAGE", 0)
+    (tmp_path / "train.beton.partial.journal").write_bytes(journal)
+    (tmp_path / "train.beton.partial").write_bytes(partial)
+    assert len(journal) > 2 * longest
+    assert "resuming" in write(tmp_path)
+    assert digests(tmp_path) == expected
 
 
 @functools.cache

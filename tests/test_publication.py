@@ -117,7 +117,9 @@ def test_a_record_names_no_files_of_others(tmp_path: Path, source: str, target: 
     place = tmp_path / "folder" / source
     move = publication.Move(source, target, place.stat().st_size, place.stat().st_mtime_ns)
     write_record(folder, publication.Record([move], ["other"]))
-    assert "fits no files here" in publication.recover(folder.beton, folder.kept, folder.others)
+    assert "did not match the files here" in publication.recover(
+        folder.beton, folder.kept, folder.others
+    )
     assert folder.state() == OLD
     for place in ("victim", "folder/victim", "folder/.a.beton.new"):
         assert (tmp_path / place).read_text() == "mine"
@@ -135,7 +137,7 @@ def test_a_file_that_was_lost_ends_the_publication(
     folder = Folder(tmp_path)
     assert break_off(folder, monkeypatch, 2)
     folder.moves[0][0].unlink()
-    assert "fits no files here" in folder.recover()
+    assert "did not match the files here" in folder.recover()
     assert folder.state() == OLD
 
 

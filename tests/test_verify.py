@@ -179,7 +179,7 @@ def test_what_is_no_file_is_one_line(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for path in (tmp_path, pipe, Path("/dev/zero")):
-        with pytest.raises(FailureError, match=f"--verify {path}: no file, but a folder"):
+        with pytest.raises(FailureError, match=f"--verify {path}: not a regular file"):
             write_datasets.main(["--verify", str(path)])
         (problem,) = verify(path, Report()).problems
         assert problem == f"{path}: is not a regular file"

@@ -34,7 +34,7 @@ PARTS: dict[str, tuple[Callable[[Path, int], list[Tried]], int]] = {
     "damaged": (loading.try_damaged, 1),
     "training": (training.try_training, 20),
     "lies": (lies.try_lies, 10_000),
-    "signals": (signals.try_signals, 20_000),
+    "signals": (signals.try_signals, 22_000),  # of which 20,000 and more are interrupted
     "cache": (cache.try_cache, 500),
 }
 GROUPS = {"hostile": ("lies", "signals", "cache")}  # files, moments and users that mean harm

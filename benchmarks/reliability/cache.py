@@ -51,12 +51,15 @@ def start(program: str, *arguments: str, **variables: str) -> subprocess.Complet
     )  # fmt: skip
 
 
-def damage(content: bytes, rng: random.Random) -> bytes:
-    """A file's content with a bit flipped (in four cases of six), cut, or empty."""
-    place, kind = rng.randrange(len(content)), rng.randrange(6)
-    if kind < 2:
-        return content[: place * kind]
+def flip(content: bytes, rng: random.Random) -> bytes:
+    """A file's content with one bit flipped."""
+    place = rng.randrange(len(content))
     return content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :]
+
+
+def cut(content: bytes, rng: random.Random) -> bytes:
+    """The first bytes of a file's content, or none."""
+    return content[: rng.choice((0, rng.randrange(len(content))))]
 
 
 def _entries(place: Path) -> Iterator[tuple[Any, SealedCache, Any]]:
@@ -72,20 +75,20 @@ def _entries(place: Path) -> Iterator[tuple[Any, SealedCache, Any]]:
 def _try_loads(place: Path, tries: int) -> Tried:
     tried = Tried("a file of the kernel cache is damaged: its machine code is not loaded")
     rng, entries = random.Random(0), list(_entries(place))
-    for _ in range(tries):
+    for number in range(tries + tries // 2):  # so many flipped bits, then half as many cuts
         function, cache, key = rng.choice(entries)
         file = cache._cache_file
         data_path = file._data_path(file._load_index()[key])
         path = Path(rng.choice([file._index_path, data_path]))
         content = path.read_bytes()
-        path.write_bytes(damage(content, rng))
+        path.write_bytes((flip if number < tries else cut)(content, rng))
         loaded = cache.load_overload(key[0], function.targetctx)
         path.write_bytes(content)
         tried.expect(loaded is None, f"{path.name} was loaded")
     for function, cache, key in entries:
         whole = cache.load_overload(key[0], function.targetctx)
         tried.expect(whole is not None, f"{function.__name__} was not loaded, though whole")
-    tried.measured = f"{len(entries)} signatures"
+    tried.measured = f"{tries} flipped bits, {tries // 2} cuts, {len(entries)} signatures"
     return tried
 
 
@@ -97,7 +100,7 @@ def _try_starts(place: Path, tries: int) -> Tried:
             name = index.name.removesuffix("nbi")
             others = place.glob(f"{name}*.nbc")
             for path in [index] if rng.randrange(2) else others:
-                path.write_bytes(damage(path.read_bytes(), rng))
+                path.write_bytes(rng.choice((flip, cut))(path.read_bytes(), rng))
                 files += 1
         for hits in "01":  # compiled again, and kept
             ended = start(START, RESNET_FFCV_CACHE=str(place.parent))

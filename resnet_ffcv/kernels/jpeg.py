@@ -30,7 +30,7 @@ LIMIT_SCANS = 32_768  # TJFLAG_LIMITSCANS: libturbojpeg gives up at scan 501
 # finest division that is of any use, by bits and bands of each component, has fewer than 100.
 MOST_SCANS = 100
 
-SCAN = 0xDA  # marker, T.81, table B.1
+SCAN, END = 0xDA, 0xD9  # markers, T.81, table B.1
 
 _integer, _pointer = types.int32, types.int64
 _SIGNATURES = {
@@ -99,7 +99,10 @@ def has_many_scans(address: int, size: int, frame: Frame) -> bool:
         place = _memchr(place, 0xFF, end - place)
         if place == 0:
             break
-        scans += load_byte(place + 1) == SCAN
+        marker = load_byte(place + 1)
+        if marker == END:  # libjpeg stops here, too; a camera may append a film
+            break
+        scans += marker == SCAN
         if scans > MOST_SCANS:
             return True
         place += 1

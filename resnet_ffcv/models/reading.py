@@ -85,7 +85,9 @@ def _check_zip(file: IO[bytes], path: Path) -> None:
     with zipfile.ZipFile(file) as archive:
         fault = _find_zip_fault(archive) if ends else "an archive with something around it"
         if fault:
-            raise FailureError(f"weights {path} cannot be read: {fault}; torch.save writes no such")
+            raise FailureError(
+                f"weights {path} cannot be read: {fault}; torch.save does not write such files"
+            )
         has_sums = any(member.CRC for member in archive.infolist())
         damaged = archive.testzip() if has_sums else None
     if damaged:
@@ -124,7 +126,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     with safetensors.safe_open(path, framework="pt") as file:
         text = (file.metadata() or {}).get(FACTS, "{}")
     if len(text) > MOST_FACTS:
-        raise FailureError(f"{path} says more than {MOST_FACTS:,} bytes of facts of its weights")
+        raise FailureError(f"{path} has more than {MOST_FACTS:,} bytes of metadata")
     facts = convert(msgspec.json.decode(text), dict[str, Any], str(path))
     state = safetensors.torch.load_file(path)
     checksum = facts.pop(CHECKSUM, None)

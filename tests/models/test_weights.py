@@ -643,7 +643,7 @@ def test_a_pipe_or_device_is_no_file_of_weights(
         ('"x"', "expected `object`, got `str`"),
         ('{"normalize": {"mean": 1}}', "normalize: mean: expected `array`, got `int`"),
         ('{"normalize": {"mean": [[[1], [1, 2]]], "std": []}}', "normalize.mean: rows of diff"),
-        (" " * (reading.MOST_FACTS + 1), "more than 33,554,432 bytes of facts"),
+        (" " * (reading.MOST_FACTS + 1), "more than 33,554,432 bytes of metadata"),
     ],
 )
 def test_facts_of_another_structure_are_refused(
