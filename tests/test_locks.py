@@ -36,6 +36,17 @@ def test_a_folder_is_held_once_and_given_back(tmp_path: Path) -> None:
         assert not (tmp_path / LOCK_NAME).exists()
 
 
+def test_other_errors_of_the_file_system_are_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(OSError, match="Input/output error"), lock_folder(tmp_path, "busy"):
+        pass
+
+
 def _hold(folder: Path, said: "multiprocessing.connection.Connection") -> None:
     with lock_folder(folder, "busy"):
         said.send(True)

@@ -110,6 +110,22 @@ def test_two_writes_of_one_file_do_not_meet(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_in_which_links_may_hide_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run" / "hidden").mkdir(parents=True)
+    scan = os.scandir
+
+    def refuse(path: Path) -> object:
+        if Path(path).name == "hidden":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # the tests may run as root
+    with pytest.raises(FailureError, match="hidden cannot be read: Permission denied"):
+        refuse_links_out(tmp_path / "run")
+
+
 def test_only_links_that_lead_out_of_a_folder_are_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)

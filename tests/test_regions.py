@@ -245,6 +245,18 @@ def test_empty_bytes_excuse_no_other_field_and_lead_nowhere(tmp_path: Path) -> N
         read_tables(path)
 
 
+def test_two_fields_of_a_sample_do_not_share_a_region(tmp_path: Path) -> None:
+    path, image = tmp_path / "x.beton", ((1, 4, 4), 48)
+    content = betons.pack_file([(b"image", RGB, b""), (b"mask", RGB, b"")], [[image, image]])
+    path.write_bytes(content)
+    read_tables(path)
+    first, row = betons.first_page([RGB, RGB], 1), 24 + 2 * 1041
+    struct.pack_into("<Q", content, row + 13 + 5, first)  # the mask's pointer: to the image
+    path.write_bytes(content)
+    with pytest.raises(FailureError, match="two fields with one region"):
+        read_tables(path)
+
+
 UNFIT_ARRAYS = {
     "no JSON": (b"\xff\xfe", (2,)),
     "deep JSON": (b"[" * 700, (2,)),
