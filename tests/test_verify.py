@@ -103,6 +103,12 @@ def test_a_file_damaged_throughout_is_not_whole(tmp_path: Path) -> None:
     assert sorted(verify(path, Report(), decode=True).damaged) == list(range(70))
 
 
+def test_a_limit_of_pixels_can_be_raised(tmp_path: Path) -> None:
+    path = write(tmp_path, "raw", count=3, side=16)
+    assert sorted(verify(path, Report(), decode=True, max_pixels=255).damaged) == [0, 1, 2]
+    assert verify(path, Report(), decode=True, max_pixels=256).whole
+
+
 def test_a_manifest_of_another_file_is_found(whole: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "other", "raw", side=160)
     content = json.loads(manifest_path(path).read_text())

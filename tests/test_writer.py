@@ -27,6 +27,7 @@ from PIL import Image
 from resnet_ffcv import beton, workers, writer
 from resnet_ffcv.config import ImageConfig, OutputConfig, WriteConfig, WriterConfig
 from resnet_ffcv.errors import FailureError
+from resnet_ffcv.journal import Journal
 from resnet_ffcv.locks import lock_folder
 from resnet_ffcv.manifest import read_manifest
 from resnet_ffcv.pages import PageWriter
@@ -1002,6 +1003,17 @@ def test_files_of_the_users_that_look_like_ours_stay(tmp_path: Path, kind: str) 
     assert {path.name for path in tmp_path.iterdir()} >= set(names)
     if kind == "file":
         assert all((tmp_path / name).read_text() == "mine" for name in names)
+
+
+def test_only_a_journal_is_removed_where_a_journal_would_be(tmp_path: Path) -> None:
+    path = tmp_path / "train.beton.partial.journal"
+    for content in (b"my notes\n", b"", b"{}\n"):
+        path.write_bytes(content)
+        write(source_of(pixels(3)), tmp_path, mode="raw")
+        assert path.read_bytes() == content
+    Journal(path.with_suffix(""), {"job": 1}, 3).begin(beton.DEFAULT_PAGE_SIZE)
+    write(source_of(pixels(3)), tmp_path, mode="raw")
+    assert not path.exists()
 
 
 def test_names_that_are_not_utf_8_are_written_and_listed(

@@ -113,11 +113,17 @@ def test_scans_of_single_components_are_counted_without_progression() -> None:
     content = bytearray(jpeg(np.zeros((16, 16, 3), np.uint8)))
     assert not read_frame(np.frombuffer(content, np.uint8).ctypes.data, len(content)).by_scans
     content[content.index(b"\xff\xda") + 4] = 1
-    content += b"\xff\xda" * MOST_SCANS
+    content[-2:-2] = b"\xff\xda" * MOST_SCANS
     data = np.frombuffer(bytes(content), np.uint8)
     frame = read_frame(data.ctypes.data, len(data))
     assert frame[:4] == (16, 16, 3, True)
     assert has_many_scans(data.ctypes.data, len(data), frame)
+
+
+def test_what_a_camera_appends_to_a_jpeg_is_not_counted() -> None:
+    content = with_scans(10) + b"\xff\xda" * 2 * MOST_SCANS
+    sample = Sample("jpg", content, [16, 16, 0, 0], (16, 16))
+    assert sample.check(UNLIMITED)[0] == status.WHOLE
 
 
 def test_nothing_behind_a_jpeg_is_read() -> None:
