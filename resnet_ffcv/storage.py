@@ -69,6 +69,7 @@ class Storage:
         self.address = self.file.ctypes.data
         self.find_fault = faults.watch(self.file)
         self.metadata = _without_pointers_to_nothing(tables)
+        self.pointers = tables.pointers()
 
     def begin_epoch(self) -> None:
         """Checks the file; warns once if its path leads elsewhere by now.
@@ -126,7 +127,7 @@ class Storage:
         Of empty bytes nothing is returned, wherever their pointer leads.
         """
         tables, found = self.tables, []
-        for column in tables.pointers() if len(tables.starts) else []:
+        for column in self.pointers if len(tables.starts) else []:
             pointers = column[indices]
             rows = np.minimum(np.searchsorted(tables.starts, pointers), len(tables.starts) - 1)
             theirs = (tables.starts[rows] == pointers) & (tables.samples[rows] == indices)
@@ -169,7 +170,7 @@ class ReadAhead:
         self.thread = EpochThread(target=self._run, name="read ahead", daemon=True)
 
     def __enter__(self) -> "ReadAhead":
-        if self.storage.tables.pointers() and len(self.batches):
+        if self.storage.pointers and len(self.batches):
             self.thread.start()
         return self
 
