@@ -108,7 +108,7 @@ def test_info_of_a_file_without_a_manifest(tmp_path: Path) -> None:
         (["--image.quality=101"], 2, "image.quality='101' is not"),
         (["--output.folder=/dev/null"], 1, "/dev/null cannot be made"),
         (["--info", "/nowhere.beton"], 2, "/nowhere.beton: no such file"),
-        (["--info", "tests"], 2, "--info tests: no file"),
+        (["--info", "tests"], 2, "--info tests: not a regular file"),
         (["--verfy", "x"], 2, "unknown key verfy; did you mean verify?"),
         (["--info", "LICENSE"], 1, "LICENSE is no .beton file"),
     ],
