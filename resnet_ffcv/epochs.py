@@ -240,9 +240,13 @@ class Producer:
     def _failure(self, damaged: dict[int, str]) -> FailureError:
         first, cause = min(damaged.items())
         others = f" (and {len(damaged) - 1} others of its batch)" if len(damaged) > 1 else ""
+        limits = (status.MEANING[code] for code in (status.TOO_LARGE, status.TOO_MUCH_WORK))
+        what, mend = "is damaged", "write the file again"
+        if cause in limits:
+            what, mend = "is too large", "raise that limit"
         return FailureError(
-            f"{self.settings.fname}: sample {first} is damaged{others}: {cause}; write the file "
-            "again, or leave such samples out with on_error=skip"
+            f"{self.settings.fname}: sample {first} {what}{others}: {cause}; {mend}, or leave such "
+            "samples out with on_error=skip"
         )
 
 
