@@ -145,6 +145,8 @@ def show_verdict(path: Path, *, decode: bool, max_pixels: int) -> dict[str, Any]
             f"checksums: there is no manifest {manifest_path(path).name}; write_datasets.py writes "
             "one with each file"
         )
+    elif not any(words.startswith("checksums") for words in verdict.checked):
+        missing.append("checksums: the manifest cannot be used")
     if not decode:
         missing.append("whether every image decodes; --decode=true does that")
     rows += [("not checked", words) for words in missing]

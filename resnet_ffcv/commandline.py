@@ -164,7 +164,10 @@ def _print_help(command: type, description: str, flags: Mapping[str, str]) -> No
     for section in dataclasses.fields(command):
         section_type = typing.cast(type, section.type)
         out.print()
-        out.print(f"{section.name}: {(section_type.__doc__ or '').lower()}", style="bold")
+        out.print(
+            f"{section.name}: {' '.join((section_type.__doc__ or '').lower().split())}",
+            style="bold",
+        )
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         for column in ({"no_wrap": True}, {"overflow": "fold"}, {}):
             table.add_column(**column)

@@ -43,7 +43,7 @@ class _RecipeLoader(yaml.SafeLoader):
         # A node that is not finished stands inside itself, without end.
         self.values += self.sizes.get(id(node), MOST_VALUES) if is_alias else 1
         if self.values > MOST_VALUES:
-            self._refuse(f"more than {MOST_VALUES:,} values, aliases spelled out", mark)
+            self._refuse(f"more than {MOST_VALUES:,} keys and values, aliases spelled out", mark)
         if isinstance(node, yaml.ScalarNode) and len(node.value) > LONGEST_VALUE:
             self._refuse(f"a value of more than {LONGEST_VALUE:,} characters", mark)
         if not is_alias:

@@ -34,7 +34,7 @@ def aliases_of_aliases(wrap: str) -> str:
     return "".join(levels)
 
 
-TOO_MANY = "more than 10,000 values"
+TOO_MANY = "more than 10,000 keys and values"
 
 
 @pytest.mark.parametrize(

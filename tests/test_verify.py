@@ -103,6 +103,17 @@ def test_a_file_damaged_throughout_is_not_whole(tmp_path: Path) -> None:
     assert sorted(verify(path, Report(), decode=True).damaged) == list(range(70))
 
 
+def test_checksums_that_cannot_be_compared_are_listed(tmp_path: Path) -> None:
+    path = write(tmp_path, "raw", count=3, side=16)
+    for content, reason in (("{", "the manifest cannot be used"), (None, "there is no manifest")):
+        if content is None:
+            manifest_path(path).unlink()
+        else:
+            manifest_path(path).write_text(content)
+        missing = write_datasets.main([f"--verify={path}"])["not_checked"]
+        assert any(words.startswith(f"checksums: {reason}") for words in missing)
+
+
 def test_a_limit_of_pixels_can_be_raised(tmp_path: Path) -> None:
     path = write(tmp_path, "raw", count=3, side=16)
     assert sorted(verify(path, Report(), decode=True, max_pixels=255).damaged) == [0, 1, 2]
