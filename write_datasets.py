@@ -21,7 +21,7 @@ try:
     from rich.progress import Progress
 
     from resnet_ffcv import commandline
-    from resnet_ffcv.beton import JPG, NAMES, VERSION, read_image_tables
+    from resnet_ffcv.beton import JPG, MAX_PIXELS, NAMES, VERSION, read_image_tables
     from resnet_ffcv.commandline import console, show_table
     from resnet_ffcv.config import WriteConfig
     from resnet_ffcv.errors import FailureError, UsageError
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         raise UsageError("--verify and --info: give one of them")
     if "verify" in flags:
         # As many as Loader takes, or more where larger images were written on purpose.
-        max_pixels = max(1 << 28, arguments.config.image.max_pixels)
+        max_pixels = max(MAX_PIXELS, arguments.config.image.max_pixels)
         decode = flags.get("decode") == "true"
         return show_verdict(Path(flags["verify"]), decode=decode, max_pixels=max_pixels)
     if "info" in flags:

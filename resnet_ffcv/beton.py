@@ -36,6 +36,8 @@ MIN_PAGE_SIZE = 1 << 12  # of memory and disks; FFCV's least is 2^21
 MAX_PAGE_SIZE = 1 << 31  # a power of two that fits the header's 32 bits
 MAX_FIELDS = 1_000
 MAX_SIDE = 65_535  # pixels, the metadata's 16 bits
+# What decoding one image may ask for unless told otherwise: pixels, and bytes for the thread.
+MAX_PIXELS, MAX_MEMORY = 1 << 28, 1 << 30
 
 HEADER = np.dtype(
     [

@@ -122,7 +122,7 @@ class Slots:
                 self.kept.append(slot)
 
     def _pop(self, most: int) -> Iterator[Slot]:
-        """Up to so many of the slots that are kept now, the longest unused first."""
+        """Up to `most` of the slots that are kept now, the longest unused first."""
         for _ in range(min(most, len(self.kept))):
             try:
                 yield self.kept.popleft()

@@ -19,6 +19,7 @@ import fastargs
 import fastargs.validation
 import yaml
 
+from resnet_ffcv.beton import MAX_MEMORY, MAX_PIXELS
 from resnet_ffcv.errors import UsageError
 from resnet_ffcv.recipes import Values
 from resnet_ffcv.recipes import read_yaml as read_yaml
@@ -157,10 +158,10 @@ class DataConfig:
         choices=("raise", "skip"),
     )
     max_pixels: int = key(
-        1 << 28, "pixels of an image; one with more counts as damaged", low=1, high=2**62
+        MAX_PIXELS, "pixels of an image; one with more counts as damaged", low=1, high=2**62
     )
     max_memory: int = key(
-        1 << 30,
+        MAX_MEMORY,
         "bytes of a thread's memory that decoding one image may take; one that needs more counts "
         "as damaged",
         low=1,

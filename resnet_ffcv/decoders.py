@@ -16,7 +16,7 @@ from numba.core.errors import NumbaWarning
 
 from resnet_ffcv import arguments
 from resnet_ffcv.arguments import Colour
-from resnet_ffcv.beton import RAW
+from resnet_ffcv.beton import MAX_MEMORY, MAX_PIXELS, RAW
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.fields import DCTImageField, YUV420ImageField
 from resnet_ffcv.kernels import batches, regions, windows
@@ -25,7 +25,7 @@ from resnet_ffcv.kernels.status import MEANING
 from resnet_ffcv.kernels.taps import FILTERS
 from resnet_ffcv.stock import AllocationQuery, Compiler, SimpleRGBImageDecoder
 
-LIMITS = batches.Limits(pixels=1 << 28, memory=1 << 30)  # of one sample, if nothing else is said
+LIMITS = batches.Limits(MAX_PIXELS, MAX_MEMORY)
 
 # Our stage runs in Python, where it calls compiled code on threads of its own.
 warnings.filterwarnings("ignore", "Code running in object mode", NumbaWarning)

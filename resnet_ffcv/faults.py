@@ -92,7 +92,7 @@ class Watch:
 
 
 class _Handler:
-    """Generates the handler: what it does in terms of C stands in the comments."""
+    """Generates the handler; docstrings show each part in C."""
 
     def __init__(self, module: ir.Module, watch: Watch) -> None:
         kind = ir.FunctionType(ir.VoidType(), [I32, I64, I64])

@@ -387,7 +387,7 @@ class Checker:
             _doubt_unless(bool((images["colour"] <= 1).all() and (images["table"] == 0).all()))
 
     def _check_sums(self, entry: Entry) -> None:
-        """The sums over pixels are of so many pixels, of these sizes, from 0 to 255."""
+        """The sums are possible for this number of pixels, each from 0 to 255."""
         content = self.content
         for total, squares in zip(*entry.moments, strict=True):
             # Squares are at least what equal values give, by Cauchy and Schwarz.

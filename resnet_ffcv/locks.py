@@ -29,24 +29,31 @@ def lock_folder(folder: Path, busy: str) -> Iterator[None]:
         busy: the error's text if another process holds it.
 
     Raises:
-        FailureError: another process holds it.
-        OSError: no such folder, or it cannot be written to.
+        FailureError: another process holds it, or it cannot be locked.
     """
     with ExitStack() as held:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        held.callback(os.close, handle)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FailureError(busy) from error
+            _acquire(folder, busy, held)
         except OSError as error:
-            if error.errno not in NOT_SUPPORTED:
-                raise
-            path = folder / LOCK_NAME
-            try:
-                held.enter_context(SoftFileLock(path, timeout=0))
-            except Timeout as error:
-                raise FailureError(
-                    f"{busy} ({path} says so; remove it if that process is gone)"
-                ) from error
+            reason = error.strerror or error
+            raise FailureError(f"{folder} cannot be locked: {reason}") from error
         yield
+
+
+def _acquire(folder: Path, busy: str, held: ExitStack) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    held.callback(os.close, handle)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise FailureError(busy) from error
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+        path = folder / LOCK_NAME
+        try:
+            held.enter_context(SoftFileLock(path, timeout=0))
+        except Timeout as held_by_another:
+            raise FailureError(
+                f"{busy} ({path} says so; remove it if that process is gone)"
+            ) from held_by_another

@@ -5,7 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,7 @@ def hold(folder: Path) -> Iterator[None]:
         f"another process is training in {folder}; wait until it ends, or stop it and use "
         f"--run.resume={folder}"
     )
-    with ExitStack() as held:
-        try:
-            held.enter_context(lock_folder(folder, busy))
-        except OSError as error:
-            raise _failure(folder, error) from error
+    with lock_folder(folder, busy):
         yield
 
 
@@ -73,7 +69,7 @@ def _failure(folder: Path, error: OSError) -> FailureError:
 
 
 class Run:
-    """A run's folder. `create` begins a new one, `reopen` goes on with one that was stopped.
+    """A run's folder. `create` begins a new one, `reopen` resumes one that was stopped.
 
     Whoever calls them has checked the folder by `make_folder` or `refuse_links_out`, and holds it
     by `hold`.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet_ffcv.beton import Tables, read_image_tables, read_tables
+from resnet_ffcv.beton import MAX_MEMORY, MAX_PIXELS, Tables, read_image_tables, read_tables
 from resnet_ffcv.checksums import compare
 from resnet_ffcv.errors import FailureError, UsageError
 from resnet_ffcv.manifest import (
@@ -46,7 +46,7 @@ class Verdict:
 
 
 def verify(
-    path: Path, report: Report, *, decode: bool = False, max_pixels: int = 1 << 28
+    path: Path, report: Report, *, decode: bool = False, max_pixels: int = MAX_PIXELS
 ) -> Verdict:
     """Checks a .beton of write_datasets.py, or of FFCV, which has neither checksums nor manifest.
 
@@ -117,7 +117,7 @@ def _decode(path: Path, tables: Tables, verdict: Verdict, report: Report, max_pi
     pipelines: dict[str, Any] = {field.name: None for field in tables.fields}
     images = Loader(
         path, min(64, len(tables.metadata)), drop_last=False, on_error="skip",
-        max_pixels=max_pixels, max_memory=max(1 << 30, MEMORY_PER_PIXEL * max_pixels),
+        max_pixels=max_pixels, max_memory=max(MAX_MEMORY, MEMORY_PER_PIXEL * max_pixels),
         pipelines=pipelines | {name: [WholeImage((8, 8))] for name in names},
     )  # fmt: skip
     done = 0

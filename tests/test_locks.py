@@ -36,14 +36,22 @@ def test_a_folder_is_held_once_and_given_back(tmp_path: Path) -> None:
         assert not (tmp_path / LOCK_NAME).exists()
 
 
-def test_other_errors_of_the_file_system_are_raised(
+def test_other_errors_of_the_file_system_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(fcntl, "flock", fail)
-    with pytest.raises(OSError, match="Input/output error"), lock_folder(tmp_path, "busy"):
+    with (
+        pytest.raises(FailureError, match="cannot be locked: Input/output error"),
+        lock_folder(tmp_path, "busy"),
+    ):
+        pass
+    with (
+        pytest.raises(FailureError, match="none cannot be locked: No such file"),
+        lock_folder(tmp_path / "none", "busy"),
+    ):
         pass
 
 

@@ -75,7 +75,7 @@ def _entries(place: Path) -> Iterator[tuple[Any, SealedCache, Any]]:
 def _try_loads(place: Path, tries: int) -> Tried:
     tried = Tried("a file of the kernel cache is damaged: its machine code is not loaded")
     rng, entries = random.Random(0), list(_entries(place))
-    for number in range(tries + tries // 2):  # so many flipped bits, then half as many cuts
+    for number in range(tries + tries // 2):  # flipped bits, then half as many cuts
         function, cache, key = rng.choice(entries)
         file = cache._cache_file
         data_path = file._data_path(file._load_index()[key])

@@ -163,7 +163,7 @@ class Interrupts:
 
 
 def wait_for_threads(most: int, seconds: float) -> bool:
-    """Waits until there are at most so many threads. Returns whether that was in time."""
+    """Waits until there are at most `most` threads. Returns whether that was in time."""
     end = time.monotonic() + seconds
     while len(sys._current_frames()) > most and time.monotonic() < end:
         time.sleep(1e-4)

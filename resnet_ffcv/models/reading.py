@@ -148,7 +148,7 @@ def _as_tensor(values: Any, where: str) -> Tensor:
 
 
 def digest(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
-    """SHA-256, in hexadecimal, of weights and of what is said of them, as JSON."""
+    """SHA-256, in hexadecimal, of weights and of the facts about them as JSON."""
     found = hashlib.sha256(json.dumps(facts).encode())
     for name in sorted(state):
         found.update(name.encode())
