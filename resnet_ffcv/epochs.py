@@ -18,6 +18,7 @@ from resnet_ffcv.errors import FailureError
 from resnet_ffcv.first_reads import FirstReads
 from resnet_ffcv.kernels import status
 from resnet_ffcv.kernels.batches import Limits
+from resnet_ffcv.kernels.compiling import compiling_while_wanted
 from resnet_ffcv.pipelines import Batch, DamagedError, Plan, run
 from resnet_ffcv.stock import Compiler
 from resnet_ffcv.storage import ReadAhead, Storage
@@ -179,9 +180,10 @@ class Producer:
             return
         settings = self.settings
         Compiler.set_num_threads(settings.num_workers)  # numba's, of this thread
-        with ReadAhead(
+        reading = ReadAhead(
             settings.storage, self.batches, by_page=settings.by_page, keep=settings.os_cache
-        ) as reading:
+        )
+        with compiling_while_wanted(lambda: self.is_ended), reading:
             self._make_all(reading)
 
     def _make_all(self, reading: ReadAhead) -> None:

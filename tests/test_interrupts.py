@@ -11,13 +11,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numba
 import pytest
 from betons import write_noise
+from numba.core import event
 from observing import epoch_threads
 
 import resnet_ffcv
 from resnet_ffcv import Loader, epochs
-from resnet_ffcv.stock import IntDecoder, OrderOption
+from resnet_ffcv.stock import IntDecoder, Operation, OrderOption, State
+from resnet_ffcv.threads import is_epoch_thread
 
 PACKAGE = str(Path(resnet_ffcv.__file__).parent)
 TRACED = {threading.__file__, queue.__file__, weakref.__file__}
@@ -142,3 +145,56 @@ def test_a_finalizer_that_is_stopped_keeps_no_batches(loader: Loader) -> None:
     assert threads_end()
     assert producer() is None
     assert len(arguments) == 1
+
+
+class Slow(Operation):
+    """Adds 1 in a function of numba that is compiled at its first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.compiled = numba.njit(lambda labels: labels + 1)
+
+    def generate_code(self) -> Callable[..., Any]:
+        add = self.compiled
+
+        def transform(labels: Any, _: Any) -> Any:
+            return add(labels)
+
+        return transform
+
+    def declare_state_and_memory(self, previous: State) -> tuple[State, None]:
+        return previous, None
+
+
+def test_an_epoch_that_is_closed_does_not_wait_for_its_kernels_to_be_compiled(
+    tmp_path: Path,
+) -> None:
+    slow = Slow()
+    pipelines = {"image": None, "label": [IntDecoder(), slow]}
+    loader = Loader(write_noise(tmp_path, "raw", (12, 4, 4)), 3, 1, pipelines=pipelines)
+    begun, closed, steps = threading.Event(), threading.Event(), []
+
+    class Waits(event.Listener):
+        def on_start(self, event: event.Event) -> None:
+            if is_epoch_thread():
+                steps.append(event.data["name"])
+                begun.set()
+                closed.wait(20)
+
+        def on_end(self, event: event.Event) -> None:
+            pass
+
+    with event.install_listener("numba:run_pass", Waits()):
+        epoch = iter(loader)
+        assert begun.wait(20)
+        ending = threading.Thread(target=epoch.close)
+        ending.start()
+        while not epoch.producer.is_ended:
+            time.sleep(0.001)
+        closed.set()
+        ending.join(20)
+    assert not ending.is_alive()
+    assert len(steps) <= 2, "numba went on"
+    assert not slow.compiled.signatures
+    assert numbers(loader) == [n + 1 for n in range(12)]
+    assert slow.compiled.signatures

@@ -10,8 +10,10 @@ import logging
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import Any, TypeVar
 
 import llvmlite
@@ -136,3 +138,35 @@ class _Announcer(event.Listener):  # type: ignore[misc]  # numba has no types
 
 
 event.register("numba:compile", _Announcer())
+
+
+class _StoppedError(BaseException):  # numba would take an Exception for its own
+    """Nobody wants the kernel any more."""
+
+
+class _Stopper(event.Listener):  # type: ignore[misc]
+    """Raises _StoppedError before numba's next step in the thread that made this."""
+
+    def __init__(self, is_unwanted: Callable[[], bool]) -> None:
+        self.is_unwanted, self.thread = is_unwanted, get_ident()
+
+    def on_start(self, event: Any) -> None:  # noqa: ARG002
+        if get_ident() == self.thread and self.is_unwanted():
+            raise _StoppedError
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+@contextmanager
+def compiling_while_wanted(is_unwanted: Callable[[], bool]) -> Iterator[None]:
+    """Leaves the context early if this thread compiles a kernel in it that is no longer wanted.
+
+    Compiling all kernels takes a minute, each of numba's steps a few seconds at most. A kernel that
+    was given up is compiled at its next call.
+    """
+    try:
+        with event.install_listener("numba:run_pass", _Stopper(is_unwanted)):
+            yield
+    except _StoppedError:
+        pass
