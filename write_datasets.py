@@ -24,7 +24,7 @@ try:
     from resnet_ffcv.beton import JPG, MAX_PIXELS, NAMES, VERSION, read_image_tables
     from resnet_ffcv.commandline import console, show_table
     from resnet_ffcv.config import WriteConfig
-    from resnet_ffcv.errors import FailureError, UsageError
+    from resnet_ffcv.errors import UsageError
     from resnet_ffcv.manifest import Manifest, manifest_path, read_manifest, spread
     from resnet_ffcv.progress import Report
     from resnet_ffcv.sources import open_source
@@ -112,16 +112,16 @@ def _row(file: Written) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _check_is_file(flag: str, path: Path, error: type[Exception]) -> None:
+def _check_is_file(flag: str, path: Path) -> None:
     if not os.path.exists(path):
         raise UsageError(f"--{flag} {path}: no such file")
     if not os.path.isfile(path):
-        raise error(f"--{flag} {path}: not a regular file")
+        raise UsageError(f"--{flag} {path}: not a regular file")
 
 
 def show_verdict(path: Path, *, decode: bool, max_pixels: int) -> dict[str, Any]:
     """Checks a .beton file, and shows what is wrong with it."""
-    _check_is_file("verify", path, FailureError)  # as for any file that is not whole
+    _check_is_file("verify", path)
     if path.suffix == ".partial":
         raise UsageError(
             f"--verify {path}: that is of a stopped write; --writer.resume=true goes on with it"
@@ -177,7 +177,7 @@ def _find_runs(damaged: Mapping[int, str]) -> list[tuple[int, int, str]]:
 
 def show_info(path: Path) -> dict[str, Any]:
     """What is in a .beton file, by its tables and, if write_datasets.py wrote it, its manifest."""
-    _check_is_file("info", path, UsageError)
+    _check_is_file("info", path)
     tables = read_image_tables(path)
     manifest = read_manifest(path) if os.path.lexists(manifest_path(path)) else None
     images = tables.metadata["image"]

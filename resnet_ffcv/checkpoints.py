@@ -113,7 +113,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         content = read_content(path)
     except FailureError as error:
-        raise FailureError(f"{path}, the run's checkpoint, is damaged; {ANOTHER}") from error
+        cause = error.__cause__  # that of anything but an OSError says nothing to a user
+        fault = f"cannot be read: {cause.strerror}" if isinstance(cause, OSError) else "is damaged"
+        raise FailureError(f"{path}, the run's checkpoint, {fault}; {ANOTHER}") from error
     where = str(path)
     weights = find_weights(content, path)
     checkpoint = convert({**content, **weights}, Checkpoint, where)

@@ -15,7 +15,7 @@ import torch
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.files import write_whole
 from resnet_ffcv.opening import read_file
-from resnet_ffcv.schema import Count, convert
+from resnet_ffcv.schema import Count, convert, describe
 
 PACKAGES = ("resnet-ffcv", "torch", "torchvision", "ffcv", "numba", "numpy", "timm")
 MOST_BYTES = 1 << 20  # of environment.json
@@ -62,7 +62,7 @@ def add_environment(folder: Path, here: dict[str, Any], step: int) -> None:
     try:
         first = msgspec.json.decode(read_file(path, MOST_BYTES), type=dict[str, Any])
     except (OSError, msgspec.MsgspecError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or describe(error)
         raise FailureError(f"{path} cannot be read: {reason}") from error
     places = convert(first.pop("resumed", []), list[dict[str, Any]], f"{path}: resumed")
     resumed = [x for x in places if convert(x, _Place, f"{path}: resumed").step < step]

@@ -28,7 +28,7 @@ from resnet_ffcv.beton import (
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.files import write_whole
 from resnet_ffcv.opening import read_file
-from resnet_ffcv.schema import Crc32, Sha256
+from resnet_ffcv.schema import Crc32, Sha256, describe
 
 FORMAT_VERSION = 2
 MANIFEST_LIMIT = 1 << 26  # bytes; a terabyte's checksums take 2 MB
@@ -162,7 +162,7 @@ def _read(beton: Path, path: Path) -> bytes:
         ) from error
     except OSError as error:
         reason = error.strerror or error
-        raise FailureError(f"manifest {path} cannot be read ({reason}); write it again") from error
+        raise FailureError(f"manifest {path} cannot be read: {reason}; write it again") from error
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,9 @@ def _decode(path: Path, content: bytes) -> Manifest:
     except RecursionError as error:
         raise FailureError(f"manifest {path} is nested too deeply; write it again") from error
     except ValueError as error:  # msgspec's, with the place
-        raise FailureError(f"manifest {path} cannot be read ({error}); write it again") from error
+        raise FailureError(
+            f"manifest {path} cannot be read: {describe(error)}; write it again"
+        ) from error
     raise FailureError(f"manifest {path} has version {version}, not {FORMAT_VERSION}")
 
 

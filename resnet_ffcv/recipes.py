@@ -88,6 +88,8 @@ def read_yaml(path: str | Path, *, is_base: bool = False) -> list[tuple[str, Val
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
         kind = "" if isinstance(error, _RefusedError) else "not YAML: "
+        if isinstance(error, yaml.constructor.ConstructorError):
+            kind = "only plain values are read: "
         problem = shorten(str(getattr(error, "problem", error)))
         raise UsageError(f"{path}{line}: {kind}{problem}") from error
     if not isinstance(content, dict):

@@ -40,8 +40,8 @@ def hold(folder: Path) -> Iterator[None]:
         FailureError: another process holds it, or there is no such folder.
     """
     busy = (
-        f"another process is training in {folder}; wait until it ends, or stop it and use "
-        f"--run.resume={folder}"
+        f"another process is training in {folder}; wait until it ends, or stop it and resume "
+        "its run"
     )
     with lock_folder(folder, busy):
         yield

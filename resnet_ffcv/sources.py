@@ -61,7 +61,8 @@ def open_source(config: SourceConfig) -> Source:
     folder = Path(config.path)
     try:
         if not folder.is_dir():
-            raise UsageError(f"source.path={folder}: no such folder")
+            fault = "not a folder" if folder.exists() else "no such folder"
+            raise UsageError(f"source.path={folder}: {fault}")
         return _open_folder(config.name, folder)
     except OSError as error:  # one unreadable folder would otherwise leave its images out
         raise FailureError(

@@ -78,6 +78,8 @@ def write_dataset(source: Source, config: WriteConfig, report: Report) -> dict[s
     folder = Path(config.output.folder or f"data/{source.name}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise FailureError(f"output.folder={folder} cannot be made: it is a file") from error
     except OSError as error:
         raise FailureError(f"output.folder={folder} cannot be made: {error.strerror}") from error
     if config.image.mode is None:

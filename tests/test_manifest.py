@@ -156,7 +156,7 @@ def test_a_value_that_makes_no_sense_is_named_with_its_key(written: Callable[...
         with pytest.raises(FailureError, match=NAMED.get(key, key)) as error:
             read_manifest(path)
         words = str(error.value)
-        assert f"manifest {manifest_path(path)} cannot be read (" in words
+        assert f"manifest {manifest_path(path)} cannot be read: " in words
         assert "\n" not in words
         assert len(words) < len(str(path)) + 250
 

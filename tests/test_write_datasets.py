@@ -103,6 +103,7 @@ def test_info_of_a_file_without_a_manifest(tmp_path: Path) -> None:
     [
         (["--source.name=imagefolder"], 2, "needs source.path"),
         (["--source.name=imagefolder", "--source.path=/nowhere"], 2, "/nowhere: no such folder"),
+        (["--source.name=imagefolder", "--source.path=/dev/null"], 2, "/dev/null: not a folder"),
         (["--source.name=imagenett"], 2, "source.name='imagenett' is not one of sample"),
         (["--image.qualty=3"], 2, "did you mean image.quality"),
         (["--image.quality=101"], 2, "image.quality='101' is not"),
