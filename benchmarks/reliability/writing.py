@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ CALLS = ("pwrite", "fsync", "replace", "preadv", "open", "write")
 
 def try_failing_calls(folder: Path, tries: int) -> list[Tried]:
     """The n-th call of each kind fails, for every n, until a write has fewer."""
-    alone = Tried("a pwrite, fsync, rename, open, preadv or write fails: an error, nothing left")
+    alone = Tried("a pwrite, fsync, rename, open, preadv or write fails: an error, no parts left")
     resumed = Tried("the same with resume: an error, and the next run gives the same bytes")
     images = make_images(40, 32)
     write(folder / "expected", images)
@@ -146,8 +147,7 @@ def try_failing_calls(folder: Path, tries: int) -> list[Tried]:
                 words = f"call {number} of {name}: {ended}"
                 left = {path.name for path in out.iterdir()} if out.exists() else set()
                 left -= {n for n in left if resume and ".partial" in n}
-                if len([n for n in left if n.startswith("train")]) == 3:  # it was whole already
-                    left -= {n for n in left if n.startswith("train")}
+                left -= _published(out, expected)
                 kept = "Error" in ended and str(error.strerror) in ended and not left
                 if ended == "no error":  # the last renames, with their sync, are tried twice
                     kept = name in ("replace", "fsync", "open") and digests(out) == expected
@@ -158,6 +158,17 @@ def try_failing_calls(folder: Path, tries: int) -> list[Tried]:
             if code == errno.EIO:  # as many as of the other
                 tried.measured += f"{', ' if tried.measured else ''}{number} {name}"
     return [alone, resumed]
+
+
+def _published(out: Path, expected: Mapping[str, str]) -> set[str]:
+    """Names of the files of splits that were whole before a call failed."""
+    found = digests(out) if out.exists() else {}
+    names: set[str] = set()
+    for split in ("train", "val"):
+        files = {name for name in {**found, **expected} if name.startswith(split)}
+        if all(found.get(name) == expected.get(name) for name in files):
+            names |= files
+    return names
 
 
 def write_with_failure(
