@@ -40,6 +40,7 @@ from rich.text import Text
 
 from resnet_ffcv import config
 from resnet_ffcv.errors import FailureError, UsageError
+from resnet_ffcv.stalls import StallWatch
 
 ConfigT = TypeVar("ConfigT")
 
@@ -200,6 +201,7 @@ def run_command(command: Callable[[Sequence[str]], Mapping[str, Any] | None]) ->
     logging.captureWarnings(True)
     signal.signal(signal.SIGTERM, _raise_terminated)
     _watch_signals()
+    StallWatch().start()
     try:
         result = command(sys.argv[1:])
     except UsageError as error:
