@@ -165,8 +165,8 @@ def _published(out: Path, expected: Mapping[str, str]) -> set[str]:
     found = digests(out) if out.exists() else {}
     names: set[str] = set()
     for split in ("train", "val"):
-        files = {name for name in {**found, **expected} if name.startswith(split)}
-        if all(found.get(name) == expected.get(name) for name in files):
+        files = {name for name in expected if name.startswith(split)}
+        if all(found.get(name) == expected[name] for name in files):
             names |= files
     return names
 
