@@ -460,11 +460,11 @@ def test_files_without_a_state_dict_are_refused(
 @pytest.mark.parametrize(
     ("spec", "fault"),
     [
-        (None, "expected `object`, got `null`"),
-        (3, "expected `object`, got `int`"),
-        ({}, "missing required field `name`"),
-        ({"name": "resnet8"}, "missing required field `num_classes`"),
-        ({"name": 5}, "expected `str`, got `int`"),
+        (None, "must be a mapping, got null"),
+        (3, "must be a mapping, got an integer"),
+        ({}, "name is missing"),
+        ({"name": "resnet8"}, "num_classes is missing"),
+        ({"name": 5}, "must be a string, got an integer"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -639,9 +639,9 @@ def test_a_pipe_or_device_is_no_file_of_weights(
     [
         ("[" * 100_000, "cannot be read"),
         ('{"spec": ' * 100_000, "cannot be read"),
-        ("[1]", "expected `object`, got `array`"),
-        ('"x"', "expected `object`, got `str`"),
-        ('{"normalize": {"mean": 1}}', "normalize: mean: expected `array`, got `int`"),
+        ("[1]", "must be a mapping, got a list"),
+        ('"x"', "must be a mapping, got a string"),
+        ('{"normalize": {"mean": 1}}', "normalize: mean must be a list, got an integer"),
         ('{"normalize": {"mean": [[[1], [1, 2]]], "std": []}}', "normalize.mean: rows of diff"),
         (" " * (reading.MOST_FACTS + 1), "more than 33,554,432 bytes of metadata"),
     ],
