@@ -18,7 +18,7 @@ from resnet_ffcv.errors import FailureError
 from resnet_ffcv.first_reads import FirstReads
 from resnet_ffcv.kernels import status
 from resnet_ffcv.kernels.batches import Limits
-from resnet_ffcv.kernels.compiling import compiling_while_wanted
+from resnet_ffcv.kernels.compiling import compiling_until
 from resnet_ffcv.pipelines import Batch, DamagedError, Plan, run
 from resnet_ffcv.stock import Compiler
 from resnet_ffcv.storage import ReadAhead, Storage
@@ -183,7 +183,7 @@ class Producer:
         reading = ReadAhead(
             settings.storage, self.batches, by_page=settings.by_page, keep=settings.os_cache
         )
-        with compiling_while_wanted(lambda: self.is_ended), reading:
+        with compiling_until(lambda: self.is_ended), reading:
             self._make_all(reading)
 
     def _make_all(self, reading: ReadAhead) -> None:

@@ -1,4 +1,4 @@
-"""A command that waits for a disk which does not answer says so.
+"""Commands report a long wait for a disk.
 
 A thread looks at the main one from time to time. Linux counts how often a thread has gone to sleep:
 where the count stays the same and the state is D (disk), it has been in a single call all the time.
@@ -63,14 +63,14 @@ class StallWatch:
             self.report = 2 * seconds
             frame = sys._current_frames().get(self.thread.ident or 0)
             logger.warning(
-                "waiting for %.0f s for one answer of a disk or network file system (%s)",
+                "waiting for %.0f s for a disk or network file system to answer (%s)",
                 seconds,
                 _place(frame),
             )
 
 
 def _place(frame: FrameType | None) -> str:
-    """Where in this package a thread is: "sources.py:129, list_images"."""
+    """Where in this package a thread is: "sources.py:129, _scan"."""
     while frame and not frame.f_code.co_filename.startswith(PACKAGE):
         frame = frame.f_back
     if frame is None:

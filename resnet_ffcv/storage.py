@@ -15,7 +15,7 @@ from resnet_ffcv import faults
 from resnet_ffcv.beton import Tables, identify
 from resnet_ffcv.errors import FailureError
 from resnet_ffcv.kernels import paging
-from resnet_ffcv.kernels.compiling import compiling_while_wanted
+from resnet_ffcv.kernels.compiling import compiling_until
 from resnet_ffcv.opening import open_regular
 from resnet_ffcv.stock import Compiler
 from resnet_ffcv.threads import EpochThread
@@ -206,7 +206,7 @@ class ReadAhead:
         ]
 
     def _run(self) -> None:
-        with compiling_while_wanted(lambda: self.is_left):
+        with compiling_until(lambda: self.is_left):
             self._ask_for_all()
 
     def _ask_for_all(self) -> None:

@@ -53,7 +53,7 @@ def test_a_wait_in_one_call_is_reported_when_it_is_long_and_when_it_has_doubled(
     with caplog.at_level(logging.WARNING):
         for now in range(0, 130, 5):
             watch.look(float(now))
-    assert [record.getMessage().split(" for one")[0] for record in caplog.records] == [
+    assert [record.getMessage().split(" for a disk")[0] for record in caplog.records] == [
         "waiting for 30 s", "waiting for 60 s", "waiting for 120 s"
     ]  # fmt: skip
 

@@ -147,11 +147,11 @@ class _StoppedError(BaseException):  # numba would take an Exception for its own
 class _Stopper(event.Listener):  # type: ignore[misc]
     """Raises _StoppedError before numba's next step in the thread that made this."""
 
-    def __init__(self, is_unwanted: Callable[[], bool]) -> None:
-        self.is_unwanted, self.thread = is_unwanted, get_ident()
+    def __init__(self, is_over: Callable[[], bool]) -> None:
+        self.is_over, self.thread = is_over, get_ident()
 
     def on_start(self, event: Any) -> None:  # noqa: ARG002
-        if get_ident() == self.thread and self.is_unwanted():
+        if get_ident() == self.thread and self.is_over():
             raise _StoppedError
 
     def on_end(self, event: Any) -> None:
@@ -159,14 +159,14 @@ class _Stopper(event.Listener):  # type: ignore[misc]
 
 
 @contextmanager
-def compiling_while_wanted(is_unwanted: Callable[[], bool]) -> Iterator[None]:
-    """Leaves the context early if this thread compiles a kernel in it that is no longer wanted.
+def compiling_until(is_over: Callable[[], bool]) -> Iterator[None]:
+    """Leaves the context early if this thread compiles a kernel in it when `is_over()`.
 
     Compiling all kernels takes a minute, each of numba's steps a few seconds at most. A kernel that
     was given up is compiled at its next call.
     """
     try:
-        with event.install_listener("numba:run_pass", _Stopper(is_unwanted)):
+        with event.install_listener("numba:run_pass", _Stopper(is_over)):
             yield
     except _StoppedError:
         pass
